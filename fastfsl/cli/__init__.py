@@ -1,0 +1,1 @@
+"""The fastfsl command line: one file per command, imports inside."""

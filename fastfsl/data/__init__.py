@@ -1,0 +1,1 @@
+"""Image folders, split files, feature files, few-shot episodes and prompt templates."""

@@ -1,0 +1,1 @@
+"""CLIP encoders through open_clip: loading, class embeddings, cached features."""

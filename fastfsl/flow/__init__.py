@@ -1,0 +1,1 @@
+"""Flow Matching Alignment: coupling, path, velocity field, solver, inference plan."""

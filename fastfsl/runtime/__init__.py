@@ -1,0 +1,1 @@
+"""The lean runtime: numpy and ONNX Runtime, never torch or triton."""

@@ -1,0 +1,1 @@
+"""Triton kernels of the flow and of the Gram loss, their launchers and the ahead-of-time compiler."""
