@@ -1,0 +1,8 @@
+"""What holds for every test: no network, no display, no more threads than a small machine has."""
+
+import os
+
+# Before any library is imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -1,0 +1,46 @@
+"""What importing a room costs: each import is watched in an interpreter of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fastfsl
+
+TRAINING = {"torch", "torchvision", "triton", "onnx", "onnxscript", "open_clip", "sklearn", "scipy", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import fastfsl", {*TRAINING, "numpy", "PIL", "onnxruntime", "typer", "rich", "matplotlib"}),
+        ("import fastfsl.errors", {*TRAINING, "numpy", "PIL"}),
+        ("import fastfsl.runtime", {*TRAINING, "PIL", "typer", "rich", "matplotlib"}),
+        ("import fastfsl.bundle", {*TRAINING, "PIL", "onnxruntime", "typer", "rich", "matplotlib"}),
+        ("import fastfsl.images", {*TRAINING, "PIL", "numpy", "onnxruntime", "matplotlib"}),
+        ("import fastfsl.cli", {*TRAINING, "numpy", "PIL", "onnxruntime", "matplotlib"}),
+    ],
+)
+def test_light_rooms_leave_heavy_libraries_alone(statement, unwanted):
+    code = f"{statement}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not unwanted & set(done.stdout.split())
+
+
+def test_every_public_name_resolves():
+    assert fastfsl.__all__
+    for name in fastfsl.__all__:
+        assert getattr(fastfsl, name) is not None
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = fastfsl.no_such_name
+
+
+@pytest.mark.parametrize("name", ["kernels", "export"])
+def test_no_mapped_folder_is_importable_by_its_bare_name(checkout, name):
+    # -P: with the working directory on the path, any folder there is importable, installed or not.
+    code = f"import importlib.util; spec = importlib.util.find_spec({name!r}); print(spec and spec.origin)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert str(checkout / name) not in done.stdout
