@@ -1,1 +1,30 @@
-"""Image folders, split files, feature files, few-shot episodes and prompt templates."""
+"""Data sets: image folders, split files, feature files, few-shot episodes, prompt templates. Never imports torch."""
+
+from fastfsl.data.dataset import SPLITS, FeatureDataset, ImageDataset, ImageSample
+from fastfsl.data.episode import Episode, draw_episode, sample_episode
+from fastfsl.data.feature_file import read_feature_file, write_feature_file
+from fastfsl.data.folder import read_folder
+from fastfsl.data.load import load_dataset
+from fastfsl.data.prompts import TEMPLATES, clean_class_name, fill, resolve_templates
+from fastfsl.data.readable import check_readable
+from fastfsl.data.split_file import read_split_file
+
+__all__ = [
+    "SPLITS",
+    "TEMPLATES",
+    "Episode",
+    "FeatureDataset",
+    "ImageDataset",
+    "ImageSample",
+    "check_readable",
+    "clean_class_name",
+    "draw_episode",
+    "fill",
+    "load_dataset",
+    "read_feature_file",
+    "read_folder",
+    "read_split_file",
+    "resolve_templates",
+    "sample_episode",
+    "write_feature_file",
+]
