@@ -8,19 +8,8 @@ import statistics
 import subprocess
 import sys
 
-ABSENT = (
-    "torch",
-    "torchvision",
-    "triton",
-    "onnx",
-    "onnxscript",
-    "open_clip",
-    "sklearn",
-    "scipy",
-    "pydantic",
-    "matplotlib",
-)
-UNLOADED = ("PIL", "typer", "rich")
+ABSENT = ("torch", "torchvision", "triton", "onnx", "onnxscript", "open_clip", "sklearn", "scipy", "matplotlib")
+UNLOADED = ("PIL", "typer", "rich", "pydantic")
 MOST_TIMES_ONNXRUNTIME = 2.0
 ROUNDS = 9
 
