@@ -1,0 +1,532 @@
+"""Bundles from strangers: whatever is wrong with one is a BundleError that names the file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from fastfsl import bundle
+from fastfsl.bundle import Manifest, PlanArrays
+from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
+
+
+def _plan(num_steps: int = 2, num_blocks: int = 2, dim: int = 3) -> PlanArrays:
+    rng = np.random.default_rng(0)
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    blocks, d = num_blocks, dim
+    return PlanArrays(
+        step_size=0.1,
+        input_weight=noise(d, d),
+        input_bias=noise(d),
+        first_weight=noise(blocks, d, d),
+        first_bias=noise(blocks, d),
+        second_weight=noise(blocks, d, d),
+        second_bias=noise(blocks, d),
+        output_weight=noise(d, d),
+        output_bias=noise(d),
+        carry_weight=noise(d, d),
+        carry_bias=noise(d),
+        block_table=noise(num_steps, blocks, 3, d),
+        final_table=noise(num_steps, 2, d),
+    )
+
+
+FIELDS = {
+    "method": "fma",
+    "class_names": ("cat", "día", "狗"),
+    "embed_dim": 3,
+    "num_steps": 2,
+    "step_size": 0.1,
+    "precision": "fp32",
+    "logit_scale": 100,
+    "preprocessing": {"image_size": [32, 32]},
+    "encoder": {"backbone": "ViT-B-32", "pretrained": None, "digest": "0" * 64},
+    "versions": {"torch": "2.15.0"},
+    "metrics": {"held_out_support": {"accuracy": 0.91, "num_folds": 4}},
+    "parity": {"flow": {"max_abs": 1e-6}},
+    "training": {"num_shots": 16, "seed": 0, "support_digests": ["1" * 64]},
+    "created": "2026-01-02T03:04:05+00:00",
+}
+FILES = ("visual/model.onnx", "flow/model.onnx", "README.md")
+
+
+def _write(target: Path, fields=FIELDS, names=FILES, **options) -> Manifest:
+    with bundle.staging_folder(target, **options) as staging:
+        for name in names:
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_bytes(name.encode())
+        bundle.write_plan(staging / "flow" / "plan.safetensors", _plan())
+        return bundle.write_bundle(target, fields, staging, **options)
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    _write(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def _rewrite(made: Path, change) -> None:
+    """Change the manifest's values and write them back."""
+    values = json.loads((made / "manifest.json").read_bytes())
+    change(values)
+    (made / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+# No steps: the selection may keep zero-shot. No blocks: the field is one linear layer. One dimension: nothing squeezes.
+@pytest.mark.parametrize(("steps", "blocks", "dim"), [(2, 2, 3), (0, 2, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1)])
+def test_plan_round_trip(steps, blocks, dim, tmp_path):
+    plan = _plan(steps, blocks, dim)
+    bundle.write_plan(tmp_path / "plan", plan)
+    read = bundle.read_plan(tmp_path / "plan")
+    assert (read.num_steps, read.num_blocks, read.dim, read.step_size) == (steps, blocks, dim, 0.1)
+    for name, array in plan.arrays().items():
+        np.testing.assert_array_equal(read.arrays()[name], array)
+        assert read.arrays()[name].dtype == np.float32
+    assert list(tmp_path.iterdir()) == [tmp_path / "plan"]
+
+
+def test_equal_plans_give_equal_bytes_in_every_process(tmp_path):
+    bundle.write_plan(tmp_path / "here", _plan())
+    code = (
+        "import sys; from fastfsl import bundle; "
+        "bundle.write_plan(sys.argv[2], bundle.read_plan(sys.argv[1]))"  # the library's metadata order is per process
+    )
+    for name in ("a", "b", "c"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / "here", tmp_path / name], check=True)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in _plan().arrays() if name != "input_weight"])
+def test_plan_shapes_are_checked(name):
+    array = _plan().arrays()[name]
+    with pytest.raises(ShapeError, match=name):
+        replace(_plan(), **{name: np.concatenate([array, array], axis=-1)})
+
+
+def test_plan_values_are_checked():
+    with pytest.raises(ShapeError, match="float32"):
+        replace(_plan(), carry_bias=np.zeros(3))
+    with pytest.raises(DataError, match="carry_bias holds NaN"):
+        replace(_plan(), carry_bias=np.array([0, np.nan, 0], np.float32))
+    for step_size in (0.0, -0.1, float("nan"), float("inf"), "0.1"):
+        with pytest.raises(DataError, match="step_size"):
+            replace(_plan(), step_size=step_size)
+
+
+def _plan_bytes(tensors=None, **metadata) -> bytes:
+    known = {"format": "fastfsl-flow-plan", "version": "1", "step_size": "0.1"}
+    return save(_plan().arrays() if tensors is None else tensors, {**known, **metadata})
+
+
+def _with_header(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "0 bytes"),
+        (b"\xff" * 8 + b"{}", "header claims"),
+        (struct.pack("<Q", 2**40) + b"{}", "header claims"),
+        (_with_header(" " * 70_000), "header claims"),
+        (_with_header('{"a": NaN}'), "not valid JSON"),
+        (_with_header('{"a": 1, "a": 1}'), "twice"),
+        (_with_header("[]"), "JSON object"),
+        (_with_header("{}"), "not a fastfsl flow plan"),
+        (save(_plan().arrays()), "not a fastfsl flow plan"),
+        (_plan_bytes(format="other"), "not a fastfsl flow plan"),
+        (_plan_bytes(version="2"), "newer fastfsl"),
+        (_plan_bytes(step_size="nan"), "step_size"),
+        (_plan_bytes(step_size="quick"), "could not convert"),
+        (_plan_bytes({"input_bias": np.zeros(3, np.float32)}), "expected the arrays"),
+        (_plan_bytes({**_plan().arrays(), "extra": np.zeros(1, np.float32)}), "expected the arrays"),
+        (_plan_bytes({**_plan().arrays(), "carry_bias": np.zeros(3)}), "carry_bias must be float32"),
+        (_plan_bytes({**_plan().arrays(), "carry_bias": np.zeros(4, np.float32)}), "carry_bias must have shape"),
+        (_plan_bytes({**_plan().arrays(), "carry_bias": np.full(3, np.inf, np.float32)}), "carry_bias holds NaN"),
+        (_plan_bytes()[:-1], "plan.safetensors"),
+        (_plan_bytes() + b"\0", "plan.safetensors"),
+    ],
+)
+def test_hostile_plans(data, message, tmp_path):
+    path = tmp_path / "plan.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=message) as caught:
+        bundle.read_plan(path)
+    assert str(path) in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=5))
+def test_damaged_plans_raise_only_bundle_errors(edits, tmp_path):
+    data = bytearray(_plan_bytes())
+    for position, value in edits:
+        data[position % len(data)] = value
+    path = tmp_path / "plan.safetensors"
+    path.write_bytes(bytes(data))
+    try:
+        plan = bundle.read_plan(path)
+    except BundleError:
+        return
+    assert sorted(plan.arrays()) == sorted(load(bytes(data)))
+
+
+def test_a_missing_plan_and_an_unwritable_one(tmp_path):
+    with pytest.raises(BundleError, match="missing"):
+        bundle.read_plan(tmp_path / "none")
+    with pytest.raises(BundleError, match="regular file"):
+        bundle.read_plan(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        bundle.write_plan(tmp_path / "no" / "folder", _plan())
+
+
+# --------------------------------------------------------------------------------------------------------- manifest
+
+
+def test_manifest_round_trip(made):
+    manifest = bundle.read_manifest(made)
+    assert bundle.check_bundle(made) == manifest == Manifest.from_json(manifest.to_json())
+    assert manifest.class_names == ("cat", "día", "狗")
+    assert manifest.logit_scale == 100.0
+    assert isinstance(manifest.logit_scale, float)
+    assert manifest.created == FIELDS["created"]
+    assert sorted(manifest.files) == sorted([*FILES, "flow/plan.safetensors"])
+    assert len(bundle.bundle_digest(made)) == 64
+
+
+_json_values = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.sampled_from([10**400, "\ud800"])
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def _nodes(value, path=()):
+    """Every place in a JSON value, as the keys that lead to it."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _nodes(child, (*path, key))
+
+
+_VALID = json.loads(
+    Manifest.from_json(
+        json.dumps(
+            {
+                **FIELDS,
+                "format_version": 1,
+                "files": {name: {"sha256": "a" * 64, "size": 3} for name in FILES},
+            }
+        ).encode()
+    ).to_json()
+)
+
+
+def _accepts_only_what_round_trips(data: bytes) -> None:
+    try:
+        manifest = Manifest.from_json(data)
+    except BundleError:
+        return
+    again = Manifest.from_json(manifest.to_json())
+    assert again == manifest
+    assert again.to_json() == manifest.to_json()
+
+
+@settings(max_examples=400, deadline=None)
+@given(place=st.sampled_from(list(_nodes(_VALID))[1:]), value=_json_values, key=st.none() | st.text(max_size=5))
+@example(("num_steps",), True, None)
+@example(("step_size",), float("nan"), None)
+@example(("class_names",), [], None)
+def test_manifests_with_any_value_changed(place, value, key):
+    """A value is replaced, or under a new key added, anywhere; Python writes NaN and huge numbers as they are."""
+    values = copy.deepcopy(_VALID)
+    parent = values
+    for step in place[:-1]:
+        parent = parent[step]
+    parent[key if key is not None and isinstance(parent, dict) else place[-1]] = value
+    _accepts_only_what_round_trips(json.dumps(values).encode())
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 2)
+)
+def test_manifests_with_any_bytes_changed(edits, cut):
+    data = bytearray(json.dumps(_VALID).encode())
+    for position, value in edits:
+        data[position % len(data)] = value
+    _accepts_only_what_round_trips(bytes(data[: len(data) - cut]))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[]", "JSON object"),
+        (b"{}", "format_version"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": -Infinity}', "not a number"),
+        (b'{"format_version": 1, "format_version": 1}', "twice"),
+        (b'{"format_version": 2}', "newer fastfsl"),
+        (b'{"format_version": 0}', "must be 1, got 0"),
+        (b'{"format_version": true}', "must be 1, got True"),
+        (json.dumps({**_VALID, "surprise": 1}).encode(), "newer fastfsl"),
+        (json.dumps({**_VALID, "precision": "fp16"}).encode(), "'precision' must be one of fp32, got 'fp16'"),
+        (json.dumps({**_VALID, "metrics": json.loads("[" * 40 + "]" * 40)}).encode(), "deeply"),
+        (json.dumps({**_VALID, "encoder": None}).encode(), "come together"),
+        (json.dumps({**_VALID, "preprocessing": None}).encode(), "come together"),
+        (json.dumps({**_VALID, "files": {"flow/model.onnx": _VALID["files"]["README.md"]}}).encode(), "come together"),
+        (json.dumps({**_VALID, "files": {}}).encode(), "flow/model.onnx"),
+        (json.dumps({**_VALID, "class_names": ["x" * 500, 3]}).encode(), r"got \['x+\.\.\."),
+    ],
+)
+def test_manifest_errors_say_what_is_wrong(data, message):
+    with pytest.raises(BundleError, match=message) as caught:
+        Manifest.from_json(data, "somewhere/manifest.json")
+    assert "somewhere/manifest.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", list(_VALID))
+def test_every_key_is_required(key):
+    with pytest.raises(BundleError, match=key):
+        Manifest.from_json(json.dumps({k: v for k, v in _VALID.items() if k != key}).encode())
+
+
+def test_oversized_manifest_is_not_parsed(made, monkeypatch):
+    monkeypatch.setattr(bundle, "MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(BundleError, match="more than the 100 allowed"):
+        bundle.read_manifest(made)
+
+
+def test_folders_that_are_no_bundles(tmp_path):
+    with pytest.raises(BundleError, match="no such bundle folder"):
+        bundle.read_manifest(tmp_path / "none")
+    with pytest.raises(BundleError, match="fastfsl export"):
+        bundle.read_manifest(tmp_path)
+    (tmp_path / "manifest.json").symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="regular file"):
+        bundle.read_manifest(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- files and paths
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/x",
+        "C:\\x",
+        "C:x",
+        "a/../../x",
+        "a\\..\\x",
+        "./x",
+        "a//x",
+        "a/",
+        "",
+        "x\0y",
+        "x\ny",
+        "..",
+        "manifest.json",
+        "a" * 300,
+        "\u202ex",
+    ],
+)
+def test_paths_that_could_leave_the_bundle(made, name):
+    _rewrite(made, lambda values: values["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
+    with pytest.raises(BundleError, match="no path inside the bundle"):
+        bundle.check_bundle(made)
+
+
+@pytest.mark.parametrize("target", ["outside", "bundle/README.md"], ids=["outside", "inside"])
+def test_symbolic_links_are_refused(made, target):
+    """Even one to the right contents: where it points can change after the check."""
+    (made.parent / "outside").write_bytes(b"visual/model.onnx")
+    (made / "visual" / "model.onnx").unlink()
+    (made / "visual" / "model.onnx").symlink_to(made.parent / target)
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle.check_bundle(made)
+
+
+def test_a_linked_folder_is_refused(made):
+    (made / "visual").rename(made.parent / "elsewhere")
+    (made / "visual").symlink_to(made.parent / "elsewhere")
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle.read_file(made, bundle.read_manifest(made), "visual/model.onnx")
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [*FILES, "flow/plan.safetensors"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated or altered: expected"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+            "altered: expected sha256",
+        ),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "truncated or altered: expected"),
+        (_fifo, "regular file"),
+        (_folder, "regular file"),
+    ],
+    ids=["missing", "truncated", "altered", "grown", "fifo", "folder"],
+)
+def test_damaged_files_are_named_with_the_remedy(made, name, damage, message):
+    damage(made / name)
+    manifest = bundle.read_manifest(made)
+    for check in (
+        lambda: bundle.check_bundle(made),
+        lambda: bundle.check_file(made, manifest, name),
+        lambda: bundle.read_file(made, manifest, name),
+    ):
+        with pytest.raises(BundleError, match=message) as caught:
+            check()
+        assert name in str(caught.value)
+        assert "export it again" in str(caught.value)
+
+
+def test_read_file_returns_what_was_checked(made):
+    manifest = bundle.read_manifest(made)
+    assert bundle.read_file(made, manifest, "README.md") == b"README.md"
+    with pytest.raises(BundleError, match="manifest lists no"):
+        bundle.read_file(made, manifest, "other.bin")
+
+
+def test_unlisted_files_are_no_concern(made):
+    (made / "notes.txt").write_text("mine")
+    bundle.check_bundle(made)
+
+
+# ------------------------------------------------------------------------------------------------------------ writer
+
+
+def test_existing_output_is_refused_without_force(made):
+    before = bundle.bundle_digest(made)
+    with pytest.raises(ConfigError, match=r"exists already.*--force"):
+        _write(made)
+    with pytest.raises(ConfigError, match="exists already"), bundle.staging_folder(made):
+        pytest.fail("the staging folder must not be handed out")
+    assert bundle.bundle_digest(made) == before
+
+
+def test_force_replaces_a_bundle_and_leaves_nothing_else(made):
+    (made / "notes.txt").write_text("old")
+    manifest = _write(made, {**FIELDS, "method": "other"}, force=True)
+    assert bundle.check_bundle(made) == manifest
+    assert manifest.method == "other"
+    assert not (made / "notes.txt").exists()
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_force_never_deletes_what_is_no_bundle(tmp_path):
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "wedding.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="not a bundle"):
+        _write(precious, force=True)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="not a bundle"):
+        _write(tmp_path / "file", force=True)
+    (tmp_path / "empty").mkdir()
+    _write(tmp_path / "empty", force=True)
+    assert (precious / "wedding.jpg").exists()
+
+
+def test_a_failed_replacement_brings_the_old_bundle_back(made, monkeypatch):
+    before = bundle.bundle_digest(made)
+    rename = Path.rename
+
+    def failing(self, target):
+        if "partial" in self.name:
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ConfigError, match="disk full"):
+        _write(made, force=True)
+    assert bundle.bundle_digest(made) == before
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path):
+    def interrupted():
+        with bundle.staging_folder(tmp_path / "bundle") as staging:
+            (staging / "model.onnx").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_output(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        _write(tmp_path / "file" / "bundle")
+
+
+def test_parents_are_made_and_permissions_are_the_usual_ones(tmp_path):
+    _write(tmp_path / "a" / "b" / "bundle")
+    (tmp_path / "plain").mkdir()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "plain", tmp_path / "a" / "b" / "bundle")}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logit_scale": float("nan")}, "finite JSON"),
+        ({"metrics": {"accuracy": np.float32(1)}}, "finite JSON"),
+        ({"num_steps": -1}, "num_steps"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_invalid_fields_never_become_a_bundle(tmp_path, change, message):
+    with pytest.raises(BundleError, match=message):
+        _write(tmp_path / "bundle", {**FIELDS, **change})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_not_staged(tmp_path):
+    with bundle.staging_folder(tmp_path / "bundle") as staging:
+        (staging / "link").symlink_to("/etc/hostname")
+        with pytest.raises(BundleError, match="regular files"):
+            bundle.write_bundle(tmp_path / "bundle", FIELDS, staging)
+
+
+def test_created_is_filled_in(tmp_path):
+    manifest = _write(tmp_path / "bundle", {k: v for k, v in FIELDS.items() if k != "created"})
+    assert manifest.created.endswith("+00:00")
