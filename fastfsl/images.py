@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
 
 # Pillow's own error limit at its default settings (twice the 89.5 Mpx at which it warns): 537 MB of RGB.
 MAX_PIXELS = 178_956_970
@@ -153,7 +153,7 @@ def source_name(source: object) -> str:
     """How messages call an image source: its path, or what kind of object it is."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray):
         return f"image bytes ({len(source)} bytes)"
     shape = getattr(source, "shape", None)
     if shape is not None:
@@ -183,8 +183,8 @@ def open_image(source: ImageSource) -> Image.Image:
     name = source_name(source)
     if isinstance(source, str | os.PathLike):
         return _plain_mode(_decode(_read(Path(source)), name), name)
-    if isinstance(source, bytes):
-        return _plain_mode(_decode(source, name), name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _plain_mode(_decode(bytes(source), name), name)
     if isinstance(source, image_module.Image):
         if 0 in source.size:
             raise DataError(f"{name}: the image has no pixels")

@@ -1,0 +1,313 @@
+"""The classifier: a bundle, loaded once, called from any thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fastfsl import bundle
+from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
+from fastfsl.images import Preprocessing
+from fastfsl.runtime.image_reader import ImageReader, chunks, image_items
+from fastfsl.runtime.prediction import Prediction, rank, softmax
+from fastfsl.runtime.session import Session, check_count, create_session, installed_onnxruntimes
+
+if TYPE_CHECKING:
+    from fastfsl.images import ImageSource
+
+    Images = ImageSource | Iterable[ImageSource]
+
+_VISUAL = "visual/model.onnx"
+_FLOW = "flow/model.onnx"
+
+
+class Classifier:
+    """Classifies images, or embeddings, with a bundle. Make one with ``Classifier.load``.
+
+    All methods may be called from several threads at once. ONNX Runtime sessions do not survive ``fork``: in worker
+    processes load the classifier after the start, or use the spawn method.
+    """
+
+    def __init__(
+        self,
+        manifest: bundle.Manifest,
+        flow: Session,
+        visual: Session | None,
+        reader: ImageReader | None,
+        *,
+        max_batch: int,
+        origin: dict[str, Any],
+    ) -> None:
+        self._manifest = manifest
+        self._flow = flow
+        self._visual = visual
+        self._reader = reader
+        self._max_batch = max_batch
+        self._origin = origin
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        max_batch: int = 32,
+    ) -> Classifier:
+        """Check a bundle completely and load it.
+
+        Args:
+            path: the bundle's folder.
+            device: "cpu"; "cuda", which fails unless every part really runs there; "auto", CUDA where it comes up.
+            num_threads: threads of one operator on the CPU; None uses all this process may use.
+            max_batch: largest number of images or rows computed at once; it bounds the memory.
+
+        Raises:
+            BundleError: the bundle is incomplete, altered, or of an unknown version.
+            DeviceError: CUDA was asked for and did not come up, or both onnxruntime packages are installed.
+            ConfigError: an option is out of range, or onnxruntime is not installed.
+        """
+        check_count("max_batch", max_batch)
+        manifest = bundle.read_manifest(path)
+        for name in manifest.files:
+            if name not in (_VISUAL, _FLOW):  # these two are checked as they are read
+                bundle.check_file(path, manifest, name)
+
+        def session(name: str) -> Session:
+            model = bundle.read_file(path, manifest, name)
+            return create_session(model, str(Path(path) / name), device=device, num_threads=num_threads)
+
+        width = manifest.embed_dim
+        flow = session(_FLOW)
+        heads = {"features": [width], "logits": [len(manifest.class_names)]}
+        _check_graph(Path(path) / _FLOW, flow, {"image_embeds": [width]}, heads)
+        _check_class_count(Path(path) / _FLOW, flow, manifest)
+        visual, reader = None, None
+        if manifest.preprocessing is not None:
+            try:
+                preprocessing = Preprocessing.from_dict(manifest.preprocessing)
+            except DataError as error:
+                raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
+            reader = ImageReader(preprocessing)
+            visual = session(_VISUAL)
+            shape = [*preprocessing.image_size, 3]
+            _check_graph(Path(path) / _VISUAL, visual, {"images": shape}, {"image_embeds": [width]})
+        origin = {
+            "bundle": os.fspath(path),
+            "digest": bundle.bundle_digest(path),
+            "device": device,
+            "num_threads": num_threads,
+        }
+        return cls(manifest, flow, visual, reader, max_batch=max_batch, origin=origin)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One label per class, in the order of the columns of ``probabilities``."""
+        return self._manifest.class_names
+
+    def predict(
+        self, images: Images, *, top_k: int = 5, on_error: Literal["raise", "mark"] = "raise"
+    ) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: one image or any number: paths, bytes of image files, PIL images, uint8 arrays (H, W, 3).
+            top_k: classes per image; more than there are means all.
+            on_error: "raise" on the first unreadable image, or "mark" its prediction with the error and go on.
+
+        Returns:
+            One prediction per image, in order.
+
+        Raises:
+            DataError: an image cannot be read (it is named), or the bundle holds no image encoder.
+            ShapeError: an array of another shape or dtype.
+            ConfigError: an option is out of range.
+        """
+        check_count("top_k", top_k)
+        if on_error not in ("raise", "mark"):
+            raise ConfigError(f"on_error must be 'raise' or 'mark', got {on_error!r}")
+        _, reader = self._encoder()
+        predictions: list[Prediction] = []
+        for chunk in chunks(image_items(images), self._max_batch):
+            pixels, errors = reader.read(chunk)
+            if on_error == "raise":
+                _raise_first(errors)
+            ranked = iter(rank(self._logits(self._embed_pixels(pixels)), self.class_names, top_k))
+            predictions.extend(
+                next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
+            )
+        return predictions
+
+    def probabilities(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
+        parts = [softmax(self._logits(part)) for part in self._embedded(images)]
+        return _stack(parts, len(self.class_names))
+
+    def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The encoder's L2-normalised embeddings, (n, d) float32. Images and errors as for ``predict``."""
+        return _stack(list(self._embedded(images)), self._manifest.embed_dim)
+
+    def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
+        """Where the flow carries embeddings: L2-normalised, (n, d) float32.
+
+        Args:
+            features: (n, d) or (d,), of any length but zero; they are normalised first.
+
+        Raises:
+            ShapeError: another shape, or no numbers.
+            DataError: NaN, infinite or all-zero rows; they are named.
+        """
+        rows = self._rows(features)
+        parts = [self._run(self._flow, "features", {"image_embeds": rows[part]}) for part in self._slices(len(rows))]
+        return _stack(parts, self._manifest.embed_dim)
+
+    def classify_features(self, features: Any, *, top_k: int = 5) -> list[Prediction]:  # noqa: ANN401 - any array-like
+        """Classify embeddings; features and errors as for ``transport``, ``top_k`` as for ``predict``."""
+        check_count("top_k", top_k)
+        return [
+            prediction
+            for logits in self._feature_logits(features)
+            for prediction in rank(logits, self.class_names, top_k)
+        ]
+
+    def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
+        """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
+        return _stack([softmax(logits) for logits in self._feature_logits(features)], len(self.class_names))
+
+    def describe(self) -> dict[str, Any]:
+        """What is loaded and what runs where, as JSON values.
+
+        ``providers`` holds, for each graph, the execution providers its session really has, best first.
+        """
+        manifest = self._manifest
+        sessions = {"visual": self._visual, "flow": self._flow}
+        return {
+            **self._origin,
+            "max_batch": self._max_batch,
+            "method": manifest.method,
+            "num_classes": len(manifest.class_names),
+            "embed_dim": manifest.embed_dim,
+            "num_steps": manifest.num_steps,
+            "step_size": manifest.step_size,
+            "precision": manifest.precision,
+            "encoder": manifest.encoder,
+            "preprocessing": manifest.preprocessing,
+            "providers": {name: session.get_providers() for name, session in sessions.items() if session is not None},
+            "files": {name: entry["size"] for name, entry in manifest.files.items()},
+            "onnxruntime": installed_onnxruntimes(),
+        }
+
+    def _encoder(self) -> tuple[Session, ImageReader]:
+        if self._visual is None or self._reader is None:
+            raise DataError(
+                "this bundle was trained on features and holds no image encoder; pass embeddings of the same encoder "
+                "to classify_features, feature_probabilities or transport"
+            )
+        return self._visual, self._reader
+
+    def _embedded(self, images: Images) -> Iterable[np.ndarray[Any, Any]]:
+        _, reader = self._encoder()
+        for chunk in chunks(image_items(images), self._max_batch):
+            pixels, errors = reader.read(chunk)
+            _raise_first(errors)
+            yield self._embed_pixels(pixels)
+
+    def _embed_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        visual, _ = self._encoder()
+        if len(pixels) == 0:
+            return np.empty((0, self._manifest.embed_dim), np.float32)
+        return self._run(visual, "image_embeds", {"images": pixels})
+
+    def _logits(self, embeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if len(embeds) == 0:
+            return np.empty((0, len(self.class_names)), np.float32)
+        return self._run(self._flow, "logits", {"image_embeds": embeds})
+
+    def _feature_logits(self, features: object) -> Iterable[np.ndarray[Any, Any]]:
+        rows = self._rows(features)
+        return [self._logits(rows[part]) for part in self._slices(len(rows))]
+
+    def _slices(self, count: int) -> list[slice]:
+        return [slice(start, start + self._max_batch) for start in range(0, count, self._max_batch)]
+
+    def _run(self, session: Session, output: str, feed: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        result: np.ndarray[Any, Any] = session.run([output], feed)[0]
+        if not np.isfinite(result).all():
+            raise BundleError(f"the bundle's graphs gave NaN or infinite {output}; export it again")
+        return result
+
+    def _rows(self, features: object) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Checked features as L2-normalised float32 rows.
+
+        The norm is taken in float64, so that very long and very short features neither over- nor underflow.
+        """
+        width = self._manifest.embed_dim
+        try:
+            array = np.asarray(features)
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that cannot become arrays
+            raise ShapeError(f"features must be an array of numbers of shape (n, {width}): {error}") from error
+        if array.ndim > 0 and len(array) == 0:
+            return np.empty((0, width), np.float32)
+        if array.dtype.kind not in "fiu":
+            raise ShapeError(f"features must be numbers, got dtype {array.dtype}")
+        rows = array.astype(np.float64)
+        rows = rows[None] if rows.ndim == 1 else rows
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise ShapeError(f"features must have shape (n, {width}) or ({width},), got {array.shape}")
+        _refuse_rows(np.logical_not(np.isfinite(rows).all(axis=1)), "NaN or infinite values")
+        longest = np.abs(rows).max(axis=1, keepdims=True)
+        _refuse_rows(longest[:, 0] == 0, "nothing but zeros, which have no direction")
+        rows /= longest
+        unit: np.ndarray[Any, np.dtype[np.float32]] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit.astype(np.float32)
+
+
+def _refuse_rows(bad: np.ndarray[Any, Any], what: str) -> None:
+    if bad.any():
+        named = ", ".join(map(str, np.flatnonzero(bad)[:5]))
+        raise DataError(f"{int(bad.sum())} feature rows hold {what} (rows {named}, counted from 0); leave them out")
+
+
+def _raise_first(errors: Sequence[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _stack(parts: list[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+
+def _check_graph(path: Path, session: Session, inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> None:
+    """Names and shapes, the first dimension being the batch, are those the manifest promises.
+
+    A dimension that the graph leaves open is no contradiction.
+    """
+    for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
+        found = {node.name: list(node.shape) for node in nodes}
+        for name, shape in expected.items():
+            batch, *dims = found.get(name, [None])
+            wrong = len(dims) != len(shape) or any(
+                isinstance(dim, int) and dim != size for dim, size in zip(dims, shape, strict=True)
+            )
+            if wrong or isinstance(batch, int):
+                raise BundleError(
+                    f"{path}: expected the {kind} {name} of shape (batch, {', '.join(map(str, shape))}) with a free "
+                    f"batch, got {found}; export the bundle again"
+                )
+
+
+def _check_class_count(path: Path, flow: Session, manifest: bundle.Manifest) -> None:
+    """The graph leaves the number of classes open, so one row has to be computed to see it."""
+    row = np.zeros((1, manifest.embed_dim), np.float32)
+    row[0, 0] = 1.0
+    logits = flow.run(["logits"], {"image_embeds": row})[0]
+    if logits.shape != (1, len(manifest.class_names)):
+        raise BundleError(
+            f"{path}: gives {logits.shape[-1]} logits for {len(manifest.class_names)} class names; export the bundle "
+            "again"
+        )

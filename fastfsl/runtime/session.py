@@ -1,0 +1,152 @@
+"""ONNX Runtime sessions that run where they say they run.
+
+``onnxruntime.get_available_providers()`` lists CUDA even when its libraries are missing, and a session asked for CUDA
+then silently runs on the CPU. So a session's own ``get_providers()`` is what counts here, and onnxruntime's fallback,
+which would retry on the CPU and print to stdout, is switched off.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+from fastfsl.errors import BundleError, ConfigError, DeviceError
+from fastfsl.runtime.threads import default_threads
+
+DEVICES = ("auto", "cpu", "cuda")
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_ADVICE = "run `fastfsl doctor` to see what is missing, or choose device='cpu'"
+
+
+class Node(Protocol):
+    """Name, type and shape of a graph's input or output; a symbolic dimension is a string or None."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
+class Session(Protocol):
+    """The part of ``onnxruntime.InferenceSession`` that the runtime uses."""
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
+        """Compute the named outputs; several threads may call it."""
+        ...
+
+    def get_inputs(self) -> list[Node]:
+        """The graph's inputs."""
+        ...
+
+    def get_outputs(self) -> list[Node]:
+        """The graph's outputs."""
+        ...
+
+    def get_providers(self) -> list[str]:
+        """The execution providers that really came up, best first."""
+        ...
+
+
+def create_session(model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None) -> Session:
+    """A session on the device asked for.
+
+    It is made from bytes, so what runs is what was hashed, and weights outside the model cannot be pulled in.
+
+    Args:
+        model: a serialised ONNX model.
+        name: what messages call it.
+        device: "cpu"; "cuda", which fails if the session is not on it; "auto", CUDA where it really comes up.
+        num_threads: threads of one operator on the CPU; None uses all this process may use.
+
+    Raises:
+        ConfigError: an option is out of range, or onnxruntime is not installed.
+        DeviceError: CUDA did not come up, or both onnxruntime packages are installed.
+        BundleError: onnxruntime cannot load the model.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if num_threads is not None:
+        check_count("num_threads", num_threads)
+    onnxruntime = load_onnxruntime()
+    threads = default_threads() if num_threads is None else num_threads
+    if device == "cpu" or (device == "auto" and _CUDA not in onnxruntime.get_available_providers()):
+        return _create(onnxruntime, model, name, [_CPU], threads)
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            "device='cuda': the installed onnxruntime has no CUDA; pip uninstall onnxruntime, then "
+            f"pip install 'fastfsl[gpu]'; {_ADVICE}"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed beside onnxruntime-gpu
+    try:
+        session = _create(onnxruntime, model, name, [_CUDA, _CPU], threads)
+    except BundleError as error:
+        # Without a usable GPU the provider may also refuse to start; on the CPU the same model tells which it was.
+        if device == "cuda":
+            raise DeviceError(f"device='cuda': {error}; {_ADVICE}") from error
+        return _create(onnxruntime, model, name, [_CPU], threads)
+    if device == "cuda" and _CUDA not in session.get_providers():
+        raise DeviceError(f"device='cuda': {name} came up on {session.get_providers()} only; {_ADVICE}")
+    return session
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse an option that is not a whole number above 0.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
+
+
+def load_onnxruntime() -> ModuleType:
+    """The onnxruntime module, when exactly one distribution of it is installed.
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported.
+        DeviceError: onnxruntime and onnxruntime-gpu are both installed: they overwrite each other's files.
+    """
+    if len(installed_onnxruntimes()) > 1:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'fastfsl[gpu]' or 'fastfsl[cpu]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            f"the runtime needs onnxruntime ({error}); pip install 'fastfsl[cpu]', or 'fastfsl[gpu]' for CUDA"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def installed_onnxruntimes() -> dict[str, str]:
+    """Installed distributions that provide the onnxruntime module, with their versions."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[str], threads: int) -> Session:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors come back as exceptions; stderr stays the application's
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises a type of its own for each status code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{name}: onnxruntime cannot load the model ({reason}); export it again") from error
+    # onnxruntime keeps the model's bytes for the fallback that is switched off; they would double the memory.
+    session._model_bytes = None  # noqa: SLF001 - there is no public way to let go of them
+    created: Session = session
+    return created
