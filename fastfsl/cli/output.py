@@ -1,0 +1,87 @@
+"""What commands print: results on stdout, everything else on stderr, so that ``--json`` gives one clean document."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@cache
+def stdout() -> Console:
+    """The console for results."""
+    return Console(highlight=False)
+
+
+@cache
+def stderr() -> Console:
+    """The console for progress, warnings and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout.
+
+    Raises:
+        ValueError: it holds NaN or an infinite number, which JSON has no words for.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=not _speaks_unicode(), allow_nan=False)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_fields(title: str, fields: Mapping[str, Any]) -> None:
+    """Print names and values as a table on stdout; nested mappings become dotted names."""
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _flat(fields):
+        table.add_row(Text(name), Text(_words(value)))
+    stdout().print(table)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr."""
+    stderr().print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """Print an error on stderr."""
+    stderr().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """What libraries print while the block runs goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _words(value: object) -> str:
+    """A value as a person reads it."""
+    if value is None or value in ({}, [], ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value))
+    return str(value)
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
