@@ -1,7 +1,7 @@
 """Few-shot episodes: which images of the train split a run learns from, drawn by seed and kept as JSON.
 
-Every class is drawn by itself, from the stream PCG64(SeedSequence([seed, label])): each of its images gets a 64-bit key,
-and the `num_shots` smallest keys win. numpy guarantees the raw streams of bit generators and SeedSequence for good (NEP
+Every class is drawn by itself, from the stream PCG64(SeedSequence([seed, label])): each image gets a 64-bit key,
+and the `num_shots` smallest keys win. numpy guarantees the raw streams of bit generators and SeedSequence (NEP
 19), which it does not for `Generator.permutation`: so the same seed means the same images under every numpy.
 The episodes of one seed are nested: the images of 1 shot are among those of 4.
 """

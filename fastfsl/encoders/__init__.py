@@ -1,1 +1,21 @@
-"""CLIP encoders through open_clip: loading, class embeddings, cached features."""
+"""CLIP models by name or file, their class embeddings and their image features, cached by content."""
+
+from fastfsl.encoders.augmentation import Augmentation
+from fastfsl.encoders.class_embeddings import class_embeddings
+from fastfsl.encoders.encoder import Encoder, resolve_device, weights_digest
+from fastfsl.encoders.feature_cache import FeatureCache, default_cache_dir
+from fastfsl.encoders.features import extract_features
+from fastfsl.encoders.loading import TINY_CLIP, load_encoder
+
+__all__ = [
+    "TINY_CLIP",
+    "Augmentation",
+    "Encoder",
+    "FeatureCache",
+    "class_embeddings",
+    "default_cache_dir",
+    "extract_features",
+    "load_encoder",
+    "resolve_device",
+    "weights_digest",
+]

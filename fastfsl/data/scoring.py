@@ -1,0 +1,145 @@
+"""What an evaluation scores, and the score: the one place that reads test labels."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
+from fastfsl.data.readable import check_readable
+from fastfsl.errors import DataError, ShapeError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, on what.
+
+    Attributes:
+        accuracy: fraction of samples classified right.
+        macro_accuracy: mean over classes of their accuracy.
+        class_accuracy: by class name; classes without a sample are left out.
+        num_samples: samples scored.
+        num_unreadable: images that could not be decoded; they are not in `num_samples`.
+        num_excluded: images of a flat folder left out because they were the support.
+    """
+
+    accuracy: float
+    macro_accuracy: float
+    class_accuracy: dict[str, float]
+    num_samples: int
+    num_unreadable: int = 0
+    num_excluded: int = 0
+
+
+@dataclass(frozen=True)
+class ImagesToScore:
+    """Images to score: readable, of the right classes and not seen in training."""
+
+    samples: tuple[ImageSample, ...]
+    num_unreadable: int
+    num_excluded: int
+
+
+def features_to_score(
+    dataset: FeatureDataset, split: str, class_names: Sequence[str], embed_dim: int
+) -> tuple[FloatArray, LabelArray]:
+    """Features (n, d) of a split and their labels among the classifier's classes.
+
+    Raises:
+        DataError: if the data have a class that the classifier does not know.
+        ShapeError: if the width differs.
+    """
+    label_map = _label_map(dataset.class_names, class_names)
+    features, labels = dataset.split(split)
+    if features.shape[-1] != embed_dim:
+        raise ShapeError(f"expected features of width {embed_dim}, got {features.shape[-1]}: use the same encoder")
+    if features.ndim == 3:
+        features = features.mean(axis=1)
+    return features, label_map[labels]
+
+
+def images_to_score(
+    dataset: ImageDataset,
+    split: str,
+    class_names: Sequence[str],
+    support_digests: set[str],
+    warn: Callable[[str], None],
+) -> ImagesToScore:
+    """Readable images of a split, labelled by the classifier's classes; of a flat folder, those not trained on.
+
+    Raises:
+        DataError: if the data have an unknown class, the split is missing or nothing is left to score.
+    """
+    label_map = _label_map(dataset.class_names, class_names)
+    flat = split == "test" and set(dataset.splits) == {"train"}
+    chosen = dataset.split("train" if flat else split)
+    seen = [sample for sample in chosen if digest_of(sample.path) in support_digests]
+    excluded = 0
+    if seen and flat:
+        known = set(seen)
+        chosen = tuple(sample for sample in chosen if sample not in known)
+        excluded = len(seen)
+    elif seen and split != "train":
+        warn(
+            f"{len(seen)} of the {len(chosen)} images were in the support set (such as {seen[0].path}): "
+            "the accuracy is too high"
+        )
+    if not chosen:
+        raise DataError(
+            f"every image of {dataset.root} was trained on, none is left to score: "
+            "train with fewer --shots, or evaluate on a folder with test/"
+        )
+    readable, damaged = check_readable(chosen)
+    for path, reason in damaged:
+        warn(f"skipped {path}: {reason}")
+    samples = tuple(ImageSample(sample.path, int(label_map[sample.label])) for sample in readable)
+    return ImagesToScore(samples, num_unreadable=len(damaged), num_excluded=excluded)
+
+
+def score(
+    predicted: LabelArray,
+    labels: LabelArray,
+    class_names: Sequence[str],
+    *,
+    num_unreadable: int = 0,
+    num_excluded: int = 0,
+) -> Evaluation:
+    """Accuracy over all, by class, and the mean over classes."""
+    right = predicted == labels
+    by_class = {
+        class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)
+    }
+    return Evaluation(
+        accuracy=float(right.mean()),
+        macro_accuracy=float(np.mean(list(by_class.values()))),
+        class_accuracy=by_class,
+        num_samples=len(labels),
+        num_unreadable=num_unreadable,
+        num_excluded=num_excluded,
+    )
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
+    """Where each class of the data stands among the classifier's classes, (C of the data,)."""
+    unexpected = [name for name in found if name not in expected]
+    if unexpected:
+        raise DataError(
+            f"the data have classes that the classifier does not know: {', '.join(map(repr, unexpected[:5]))}; "
+            f"expected classes among its {len(expected)}: {', '.join(map(repr, expected[:5]))}, ..."
+        )
+    return np.array([list(expected).index(name) for name in found], dtype=np.int64)

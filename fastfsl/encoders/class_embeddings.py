@@ -1,0 +1,60 @@
+"""Class embeddings: the class names, put into prompts and read by the text encoder."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from fastfsl.data import fill, resolve_templates
+from fastfsl.encoders.encoder import Encoder
+
+_TEXTS_PER_BATCH = 256
+
+
+def class_embeddings(
+    encoder: Encoder, class_names: Sequence[str], templates: str | Sequence[str] = "generic"
+) -> NDArray[np.float32]:
+    """Embed every class: the mean over the templates of the normalised prompt embeddings, normalised again.
+
+    Args:
+        encoder: The model.
+        class_names: C names as found in the data; underscores count as blanks.
+        templates: Preset name, one template, or several ("{}" marks the name's place).
+
+    Returns:
+        L2-normalised embeddings (C, d), float32.
+
+    Raises:
+        ConfigError: Unknown preset, or a template without exactly one "{}".
+        DataError: A class name without a word.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
+    """
+    resolved = resolve_templates(templates)
+    prompts = [prompt for name in class_names for prompt in fill(resolved, name)]
+    _warn_of_cut(encoder, prompts)
+    parts = [
+        encoder.encode_texts(prompts[start : start + _TEXTS_PER_BATCH])
+        for start in range(0, len(prompts), _TEXTS_PER_BATCH)
+    ]
+    by_class = torch.cat(parts).reshape(len(class_names), len(resolved), -1)
+    embeddings: NDArray[np.float32] = F.normalize(by_class.mean(dim=1), dim=-1).cpu().numpy()
+    return embeddings
+
+
+def _warn_of_cut(encoder: Encoder, prompts: Sequence[str]) -> None:
+    """Warn of prompts that no longer differ once cut to the model's context."""
+    tokens = encoder.tokenizer(list(prompts))
+    seen: dict[tuple[int, ...], str] = {}
+    for prompt, row in zip(prompts, tokens.tolist(), strict=True):
+        first = seen.setdefault(tuple(row), prompt)
+        if first != prompt:
+            warnings.warn(
+                f"the model reads {first!r} and {prompt!r} as the same text (it takes {tokens.shape[1]} tokens): "
+                "shorten or change the class names",
+                stacklevel=3,
+            )
+            return
