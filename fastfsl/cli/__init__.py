@@ -1,1 +1,56 @@
-"""The fastfsl command line: one file per command, imports inside."""
+"""The fastfsl command line: one file per command, imports inside. The help text is the documentation."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from fastfsl.cli.demo import demo
+from fastfsl.cli.doctor import doctor
+from fastfsl.cli.evaluate import evaluate
+from fastfsl.cli.export import export
+from fastfsl.cli.inspect import inspect
+from fastfsl.cli.output import print_error
+from fastfsl.cli.predict import predict
+from fastfsl.cli.train import train
+from fastfsl.errors import FastFSLError
+
+_P = ParamSpec("_P")
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
+    """The command with bad input reported in one line and exit code 2, and Ctrl-C with exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except FastFSLError as error:
+            print_error(str(error))
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            print_error("interrupted; nothing half-written was left behind")
+            raise typer.Exit(INTERRUPTED) from error
+
+    return run
+
+
+app = typer.Typer(
+    name="fastfsl",
+    help="From a CLIP model and a handful of labelled images per class to a classifier in production.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for _command in (demo, train, evaluate, export, predict, inspect, doctor):
+    app.command(name=_command.__name__)(_guarded(_command))
+
+
+def main() -> None:
+    """Entry point of the `fastfsl` program."""
+    app()

@@ -108,9 +108,7 @@ def score(
 ) -> Evaluation:
     """Accuracy over all, by class, and the mean over classes."""
     right = predicted == labels
-    by_class = {
-        class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)
-    }
+    by_class = {class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
     return Evaluation(
         accuracy=float(right.mean()),
         macro_accuracy=float(np.mean(list(by_class.values()))),

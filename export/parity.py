@@ -1,0 +1,120 @@
+"""Does the exported graph compute what torch computes? Asked at every export, answered in the manifest."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from fastfsl.encoders import Encoder
+from fastfsl.errors import BundleError, ConfigError
+from fastfsl.export.visual_graph import pixels_to_embedding
+from fastfsl.flow import FlowPlan, class_logits, normalize, run_plan
+
+# One baked-in batch size would pass any single one of these.
+BATCHES = (1, 2, 5)
+# float32 graphs differ from torch by rounding; measured 1e-6 to 1e-5 on unit-length embeddings.
+MIN_COSINE = 0.99999
+MAX_FEATURE_ERROR = 1e-4
+MAX_PROBABILITY_ERROR = 1e-4
+_SEED = 0
+
+
+def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
+    """Compare the exported image tower with torch on noise and on smooth images, batches 1, 2 and 5.
+
+    Returns:
+        `batches`, `max_abs_error` and `min_cosine` of the embeddings.
+
+    Raises:
+        BundleError: if they differ by more than rounding.
+    """
+    session = _session(model)
+    reference = pixels_to_embedding(encoder).cpu()
+    rng = np.random.default_rng(_SEED)
+    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    errors, cosines = [], []
+    for batch in BATCHES:
+        images = _images(rng, batch, height, width)
+        with torch.inference_mode():
+            expected = reference(torch.from_numpy(images)).numpy()
+        got = session.run(["image_embeds"], {"images": images})[0]
+        _check_shape("image_embeds", got, expected)
+        errors.append(float(np.abs(got - expected).max()))
+        cosines.append(float((got * expected).sum(axis=1).min()))
+    report = {"batches": list(BATCHES), "max_abs_error": max(errors), "min_cosine": min(cosines)}
+    if not (min(cosines) >= MIN_COSINE and max(errors) <= MAX_FEATURE_ERROR):
+        raise BundleError(f"the exported encoder does not match torch ({report}): nothing was written; report this")
+    return report
+
+
+def flow_parity(
+    plan: FlowPlan, class_embeddings: NDArray[np.float32], logit_scale: float, model: onnx.ModelProto
+) -> dict[str, Any]:
+    """Compare the exported flow with the plan's torch executor, batches 1, 2 and 5, random unit-length features.
+
+    Returns:
+        `batches`, `max_abs_error` of the features, `min_cosine`, `max_probability_error`.
+
+    Raises:
+        BundleError: if they differ by more than rounding.
+    """
+    session = _session(model)
+    generator = torch.Generator().manual_seed(_SEED)
+    embeddings = torch.from_numpy(class_embeddings)
+    errors, cosines, probability_errors = [], [], []
+    for batch in BATCHES:
+        # Half noise, half near the classes: where real features lie.
+        noise = normalize(torch.randn(batch, plan.dim, generator=generator))
+        near = embeddings[torch.randint(len(embeddings), (batch,), generator=generator)]
+        features = normalize(noise + near * torch.rand(batch, 1, generator=generator) * 2)
+        with torch.inference_mode():
+            transported = normalize(run_plan(plan, features))
+            expected_logits = class_logits(transported, embeddings, logit_scale)
+        got, logits = session.run(["features", "logits"], {"image_embeds": features.numpy()})
+        expected = transported.numpy()
+        _check_shape("features", got, expected)
+        _check_shape("logits", logits, expected_logits.numpy())
+        errors.append(float(np.abs(got - expected).max()))
+        cosines.append(float((got * expected).sum(axis=1).min()))
+        difference = torch.from_numpy(logits).softmax(dim=-1) - expected_logits.softmax(dim=-1)
+        probability_errors.append(float(difference.abs().max()))
+    report = {
+        "batches": list(BATCHES),
+        "max_abs_error": max(errors),
+        "min_cosine": min(cosines),
+        "max_probability_error": max(probability_errors),
+    }
+    if not (
+        min(cosines) >= MIN_COSINE
+        and max(errors) <= MAX_FEATURE_ERROR
+        and max(probability_errors) <= MAX_PROBABILITY_ERROR
+    ):
+        raise BundleError(f"the exported flow does not match torch ({report}): nothing was written; report this")
+    return report
+
+
+def _images(rng: np.random.Generator, batch: int, height: int, width: int) -> NDArray[np.uint8]:
+    images = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+    ramp = np.linspace(0, 255, width)[None, None, :, None] * np.linspace(0, 1, height)[None, :, None, None]
+    images[::2] = ramp.astype(np.uint8)
+    return images
+
+
+def _check_shape(name: str, got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    if got.shape != expected.shape:
+        raise BundleError(f"the exported graph's {name} has shape {got.shape}, expected {expected.shape}")
+
+
+def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401  # onnxruntime is untyped
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            "exporting checks the graphs with ONNX Runtime, which is not installed: "
+            'pip install "fastfsl[cpu]" (or "fastfsl[gpu]")'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

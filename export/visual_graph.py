@@ -1,0 +1,104 @@
+"""The image encoder as an ONNX graph: uint8 pixels in, unit-length embeddings out."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from fastfsl.encoders import Encoder
+from fastfsl.errors import BundleError
+from fastfsl.flow.readout import normalize
+
+# 18 is the torch exporter's own default; 23 emits Attention, whose CUDA kernel is new.
+OPSET = 18
+# A batch of 1 would be baked into the graph as a constant.
+_TRACED_BATCH = 2
+
+
+class _PixelsToEmbedding(nn.Module):
+    """uint8 images (n, h, w, 3) -> L2-normalised embeddings (n, d), with the encoder's own mean and deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.clip = encoder.model
+        self.register_buffer("mean", torch.tensor(encoder.preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.preprocessing.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        return normalize(self.clip.encode_image((pixels - self.mean) / self.std))
+
+
+def pixels_to_embedding(encoder: Encoder) -> nn.Module:
+    """The torch module that `visual_graph` exports: the reference of its parity check."""
+    return _PixelsToEmbedding(encoder).eval()
+
+
+def visual_graph(encoder: Encoder) -> onnx.ModelProto:
+    """Export the image tower with pixel normalisation and embedding normalisation inside.
+
+    Input `images` (batch, height, width, 3) uint8, the pixels that `fastfsl.images.preprocess` returns; output
+    `image_embeds` (batch, d) float32, L2-normalised. The batch is dynamic.
+
+    Raises:
+        BundleError: if the tower cannot be exported, or not with a dynamic batch; the layer is named where torch
+            names it.
+    """
+    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    images = torch.zeros(_TRACED_BATCH, height, width, 3, dtype=torch.uint8)
+    module = pixels_to_embedding(encoder).cpu()
+    try:
+        with _exporting():
+            program = torch.onnx.export(
+                module,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["image_embeds"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise BundleError(
+            f"the image tower of {encoder.backbone} cannot be exported to ONNX: {reason}; "
+            "export a plain ViT, or report this model"
+        ) from error
+    if program is None:
+        raise BundleError(f"torch exported nothing for the image tower of {encoder.backbone}")
+    model: onnx.ModelProto = program.model_proto
+    batch = model.graph.output[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise BundleError(
+            f"the image tower of {encoder.backbone} was exported for batches of {batch.dim_value} only: "
+            "its code fixes the batch size"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """Attention as plain operators, and no chatter from the exporter."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    torch.backends.mha.set_fastpath_enabled(False)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,88 @@
+"""`fastfsl evaluate`: accuracy of a run or a bundle on a split."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.progress import ProgressReporter, reporting
+from fastfsl.cli.requirements import require_training
+from fastfsl.errors import BundleError
+
+# Images classified between two updates of the progress bar.
+_CHUNK = 256
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    data: Annotated[Path, typer.Argument(help="Image folder, CoOp split file or feature file.")],
+    split: Annotated[
+        str, typer.Option(help="train, val or test. Of a flat folder, test is what was not trained on.")
+    ] = "test",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set."""
+    with reporting() as reporter:
+        if (model / "manifest.json").is_file():
+            document = _evaluate_bundle(model, data, split, device, image_root, reporter)
+        elif (model / "run.json").is_file():
+            document = _evaluate_run(model, data, split, device, image_root, reporter)
+        else:
+            raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
+    document = {"model": str(model), "data": str(data), "split": split, **document}
+    if as_json:
+        print_json(document)
+    else:
+        shown = {key: value for key, value in document.items() if key != "class_accuracy"}
+        print_fields(f"Evaluated {model}", shown)
+
+
+def _evaluate_run(
+    model: Path, data: Path, split: str, device: str, image_root: Path | None, reporter: ProgressReporter
+) -> dict[str, Any]:
+    require_training()
+    from fastfsl.fit.evaluate import evaluate_run
+    from fastfsl.fit.run import Run
+
+    run = Run.load(model, device=device)
+    evaluation = evaluate_run(run, data, split=split, device=device, image_root=image_root, reporter=reporter)
+    return {"method": run.record.config.method, "num_steps": run.estimator.num_steps_, **asdict(evaluation)}
+
+
+def _evaluate_bundle(
+    model: Path, data: Path, split: str, device: str, image_root: Path | None, reporter: ProgressReporter
+) -> dict[str, Any]:
+    import numpy as np
+
+    from fastfsl.bundle import read_manifest
+    from fastfsl.data import FeatureDataset, load_dataset
+    from fastfsl.data.scoring import features_to_score, images_to_score, score
+    from fastfsl.runtime import Classifier
+
+    manifest = read_manifest(model)
+    dataset = load_dataset(data, image_root)
+    classifier = Classifier.load(model, device=device)
+    names = manifest.class_names
+    if isinstance(dataset, FeatureDataset):
+        features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
+        evaluation = score(classifier.feature_probabilities(features).argmax(axis=1), labels, names)
+    else:
+        seen = set(manifest.training.get("support_digests", ()))
+        images = images_to_score(dataset, split, names, seen, reporter.warn)
+        predicted = []
+        for start in range(0, len(images.samples), _CHUNK):
+            chunk = [sample.path for sample in images.samples[start : start + _CHUNK]]
+            predicted.append(classifier.probabilities(chunk).argmax(axis=1))
+            reporter.stage("classifying", start + len(chunk), len(images.samples))
+        evaluation = score(
+            np.concatenate(predicted),
+            np.array([sample.label for sample in images.samples]),
+            names,
+            num_unreadable=images.num_unreadable,
+            num_excluded=images.num_excluded,
+        )
+    return {"method": manifest.method, "num_steps": manifest.num_steps, **asdict(evaluation)}

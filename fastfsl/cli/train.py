@@ -1,0 +1,93 @@
+"""`fastfsl train`: from a data set to a run folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.progress import reporting
+from fastfsl.cli.requirements import require_training
+
+if TYPE_CHECKING:
+    from fastfsl.fit.run import Run
+
+
+def train(
+    data: Annotated[
+        Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")],
+    method: Annotated[str | None, typer.Option(help="Method: fma.  [default: fma]")] = None,
+    shots: Annotated[int | None, typer.Option(help="Images a class, drawn by --seed.  [default: all]")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="open_clip model, local-dir:PATH, hf-hub:NAME or tiny-clip.  [default: ViT-B-16]"),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag, or a checkpoint file (.safetensors, .pt).")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", help="Prompt with {} for the class name, or a preset's name; may be repeated."),
+    ] = None,
+    views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of episode, views and training.  [default: 0]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Train an adapter on a few labelled images a class (or on their features).
+
+    The number of Euler steps is chosen by cross-validation on the support set; the test split is not read.
+    """
+    from fastfsl.files import check_output
+
+    require_training()
+    from fastfsl.fit.config import load_config
+    from fastfsl.fit.run import RUN_FILE
+    from fastfsl.fit.train import train as run_training
+
+    check_output(out, marker=RUN_FILE, force=force)
+    resolved = load_config(
+        config,
+        {
+            "method": method,
+            "shots": shots,
+            "backbone": backbone,
+            "pretrained": pretrained,
+            "templates": template[0] if template and len(template) == 1 else template,
+            "num_views": views,
+            "seed": seed,
+            "image_root": None if image_root is None else str(image_root),
+            "device": device,
+        },
+    )
+    with reporting() as reporter:
+        run = run_training(data, resolved, reporter=reporter)
+    run.save(out, force=force)
+    if as_json:
+        print_json(_summary(run, out))
+    else:
+        print_fields(f"Trained {out}", _summary(run, out))
+
+
+def _summary(run: "Run", out: Path) -> dict[str, Any]:
+    selection = run.estimator.selection_
+    held_out = selection.accuracy_by_step[selection.num_steps] if selection.accuracy_by_step else None
+    return {
+        "run": str(out),
+        "method": run.record.config.method,
+        "num_classes": len(run.record.class_names),
+        "num_support": run.record.num_support,
+        "num_steps": selection.num_steps,
+        "selection": selection.rule,
+        "held_out_accuracy": held_out,
+        "num_parameters": run.record.num_parameters,
+        "feature_seconds": round(run.record.feature_seconds, 3),
+        "train_seconds": round(run.record.train_seconds, 3),
+    }

@@ -1,0 +1,146 @@
+"""The run folder: what a training leaves behind, written whole or not at all.
+
+run.json            the resolved configuration, data, encoder, selection with its curve, times, versions
+episode.json        which images or features were the support
+model.safetensors   the fitted tensors
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fastfsl.data import Episode
+from fastfsl.errors import BundleError, FastFSLError
+from fastfsl.files import staged_directory
+from fastfsl.fit.config import METHODS, TrainConfig
+from fastfsl.fit.fma import FlowMatchingAlignment
+from fastfsl.fit.selection import StepSelection
+
+RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
+RUN_VERSION = 1
+
+
+class EncoderRecord(BaseModel):
+    """Which encoder made the features; `digest` is over its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str
+    pretrained: str | None
+    digest: str
+    preprocessing: dict[str, Any]
+
+
+class RunRecord(BaseModel):
+    """Contents of run.json.
+
+    Attributes:
+        config: the resolved configuration.
+        data_kind: `folder`, `split-file` or `features`.
+        data_path: where the data were read from.
+        class_names: by label.
+        embed_dim: width of the features, d.
+        encoder: None for a run on features.
+        templates: prompts behind the class embeddings; empty for a run on features.
+        logit_scale: factor on the cosine similarities.
+        num_support: samples trained on.
+        support_digests: SHA-256 of the support images; empty for a run on features.
+        selection: how the step count was chosen, with the held-out accuracy by step.
+        params: the estimator's parameters, all of them.
+        feature_seconds: time spent encoding images.
+        train_seconds: time of the estimator's fit, selection included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["fastfsl-run"] = "fastfsl-run"
+    version: Literal[1] = RUN_VERSION
+    config: TrainConfig
+    data_kind: Literal["folder", "split-file", "features"]
+    data_path: str
+    class_names: list[str]
+    embed_dim: int
+    encoder: EncoderRecord | None = None
+    templates: list[str] = Field(default_factory=list)
+    logit_scale: float
+    num_support: int
+    support_digests: list[str] = Field(default_factory=list)
+    selection: dict[str, Any]
+    params: dict[str, Any]
+    num_parameters: int
+    feature_seconds: float
+    train_seconds: float
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted estimator with its record and its episode."""
+
+    record: RunRecord
+    episode: Episode
+    estimator: FlowMatchingAlignment
+
+    def save(self, folder: Path, *, force: bool = False) -> None:
+        """Write the run folder.
+
+        Raises:
+            ConfigError: if `folder` exists and `force` is not set, or it cannot be written.
+        """
+        with staged_directory(folder, marker=RUN_FILE, force=force) as staging:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.estimator.state().items()}
+            save_file(state, staging / MODEL_FILE)
+            self.episode.save(staging / EPISODE_FILE)
+            (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu") -> "Run":
+        """Read a run folder.
+
+        Raises:
+            BundleError: if a file is missing, damaged or of another version.
+        """
+        for name in (RUN_FILE, EPISODE_FILE, MODEL_FILE):
+            if not (folder / name).is_file():
+                raise BundleError(f"expected a run folder, but {folder / name} is missing: train it again")
+        try:
+            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
+            state = load_file(folder / MODEL_FILE)
+            estimator = METHODS[record.config.method](**{**record.params, "device": device})
+            estimator.restore(state, StepSelection(**record.selection))
+            return cls(record, Episode.load(folder / EPISODE_FILE), estimator)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BundleError(
+                f"{folder / RUN_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train it again"
+            ) from error
+        except (SafetensorError, UnicodeDecodeError, KeyError, TypeError, FastFSLError) as error:
+            raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
+
+
+def selection_record(selection: StepSelection) -> dict[str, Any]:
+    """The selection as JSON values."""
+    return asdict(selection) | {"accuracy_by_step": list(selection.accuracy_by_step)}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages a result depends on, those that are installed."""
+    versions = {}
+    for name in ("fastfsl", "torch", "open_clip_torch", "numpy", "scikit-learn", "onnx", "onnxscript", "onnxruntime"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
