@@ -1,0 +1,81 @@
+"""`fastfsl inspect`: what is in a bundle, with every hash verified."""  # noqa: A005 - the file is named after the command; imports are absolute
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastfsl.cli.output import print_fields, print_json
+from fastfsl.errors import BundleError
+
+if TYPE_CHECKING:
+    from fastfsl.bundle import Manifest
+
+_PLAN = "flow/plan.safetensors"
+_SHOWN_CLASSES = 10
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by `fastfsl export`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Verify a bundle's files and show what it holds and how it was made."""
+    from dataclasses import asdict
+
+    from fastfsl.bundle import bundle_digest, check_bundle
+
+    manifest = check_bundle(bundle)
+    flow = _check_plan(bundle, manifest)
+    document = {
+        "bundle": str(bundle),
+        "digest": bundle_digest(bundle),
+        "verified": True,
+        "total_bytes": sum(entry["size"] for entry in manifest.files.values()),
+        "flow": flow,
+        **asdict(manifest),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        print_fields(f"Bundle {bundle}: all {len(manifest.files)} files verified", _for_people(document, manifest))
+
+
+def _check_plan(bundle: Path, manifest: "Manifest") -> dict[str, int] | None:
+    """The sizes of the flow plan, which must be those of the manifest.
+
+    Raises:
+        BundleError: they are not.
+    """
+    from fastfsl.bundle import read_plan
+
+    if _PLAN not in manifest.files:
+        return None
+    plan = read_plan(bundle / _PLAN)
+    found = (plan.num_steps, plan.dim, plan.step_size)
+    expected = (manifest.num_steps, manifest.embed_dim, manifest.step_size)
+    if found != expected:
+        raise BundleError(
+            f"{bundle / _PLAN}: (steps, width, step size) are {found}, the manifest says {expected}; export it again"
+        )
+    return {"num_steps": plan.num_steps, "num_blocks": plan.num_blocks, "dim": plan.dim}
+
+
+def _for_people(document: dict[str, Any], manifest: "Manifest") -> dict[str, Any]:
+    """The document without what only machines read: hashes become sizes, long lists their length."""
+    shown = {**document}
+    for name in ("bundle", "verified", "format_version"):
+        del shown[name]
+    names = ", ".join(manifest.class_names[:_SHOWN_CLASSES])
+    more = len(manifest.class_names) - _SHOWN_CLASSES
+    shown["class_names"] = f"{len(manifest.class_names)}: {names}" + (f" and {more} more" if more > 0 else "")
+    shown["total_bytes"] = _bytes(document["total_bytes"])
+    shown["files"] = {name: _bytes(entry["size"]) for name, entry in sorted(manifest.files.items())}
+    shown["training"] = {
+        name: f"{len(value)} entries" if isinstance(value, list) and len(value) > _SHOWN_CLASSES else value
+        for name, value in manifest.training.items()
+    }
+    return shown
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 10_000 else f"{size} bytes"
