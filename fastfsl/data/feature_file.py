@@ -90,12 +90,13 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
     advice = "save it with numpy.savez(path, train_features=..., train_labels=..., class_embeddings=...)"
     arrays: dict[str, _AnyArray] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file that it opened itself open when its content is damaged.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, not the named arrays of a feature file: {advice}")
-            for name in file.files:
-                if _is_known(name):
-                    arrays[name] = np.asarray(file[name])
+            with file:
+                arrays = {name: np.asarray(file[name]) for name in file.files if _is_known(name)}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, DataError):
             raise
