@@ -64,7 +64,7 @@ def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what 
 
     A uint8 array of four dimensions is a batch (n, H, W, channels).
     """
-    if isinstance(images, str | os.PathLike | bytes):
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview):
         return [images]
     if isinstance(images, np.ndarray):
         return images if images.ndim == 4 else [images]

@@ -7,7 +7,7 @@ which would retry on the CPU and print to stdout, is switched off.
 
 from __future__ import annotations
 
-import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -127,6 +127,8 @@ def load_onnxruntime() -> ModuleType:
 
 def installed_onnxruntimes() -> dict[str, str]:
     """Installed distributions that provide the onnxruntime module, with their versions."""
+    import importlib.metadata  # 15 ms that importing the runtime need not cost
+
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -140,6 +142,9 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[st
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # A graph may keep weights in files beside it; of a model given as bytes onnxruntime looks for them in the working
+    # directory. A bundle's graphs have none, and no file can lie below this path.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # errors come back as exceptions; stderr stays the application's
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)

@@ -1,0 +1,42 @@
+"""Softmax and ranking at the edges of float32."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fastfsl.runtime.prediction import rank, softmax
+
+_logits = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(0, 4), st.integers(1, 6)),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_logits)
+def test_softmax_is_a_distribution_whatever_the_logits(logits):
+    probabilities = softmax(logits)
+    assert probabilities.dtype == np.float32
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_softmax_values():
+    np.testing.assert_allclose(softmax(np.array([[0, np.log(3)]], np.float32)), [[0.25, 0.75]], atol=1e-7)
+    np.testing.assert_array_equal(softmax(np.array([[1e4, 0]], np.float32)), [[1, 0]])
+    logits = np.array([[3, 1]], np.float32)
+    softmax(logits)
+    np.testing.assert_array_equal(logits, [[3, 1]])
+
+
+def test_rank_keeps_the_order_of_equal_logits_and_of_vanished_probabilities():
+    names = ("a", "b", "c", "d")
+    (tied,) = rank(np.zeros((1, 4), np.float32), names, 3)
+    assert tied.labels == ("a", "b", "c")
+    (far,) = rank(np.array([[-3e4, -2e4, 0, -1e4]], np.float32), names, 4)
+    assert far.labels == ("c", "d", "b", "a")
+    assert far.probabilities == (1.0, 0.0, 0.0, 0.0)

@@ -1,0 +1,154 @@
+"""Sessions are on the device they claim, and say what is missing when they are not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from fastfsl.errors import ConfigError, DeviceError
+from fastfsl.runtime import session as session_module
+from fastfsl.runtime.probe import SQUARE_MODEL, probe
+from fastfsl.runtime.session import create_session, installed_onnxruntimes, load_onnxruntime
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class FakeOnnxruntime:
+    """An onnxruntime that lists CUDA, whose sessions come up on ``comes_up`` or raise."""
+
+    def __init__(self, comes_up, raises=None):
+        self.comes_up, self.raises = comes_up, raises
+        self.asked, self.preloaded = [], False
+
+    def get_available_providers(self):
+        return [CUDA, CPU]
+
+    def preload_dlls(self):
+        self.preloaded = True
+
+    def SessionOptions(self):  # noqa: N802 - onnxruntime's name
+        return SimpleNamespace(add_session_config_entry=lambda *_: None)
+
+    def InferenceSession(self, model, options, providers, enable_fallback):  # noqa: N802 - onnxruntime's name
+        assert enable_fallback == 0
+        self.asked.append(providers)
+        if self.raises and CUDA in providers:
+            raise RuntimeError(self.raises)
+        return SimpleNamespace(get_providers=lambda: self.comes_up if CUDA in providers else [CPU])
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    def install(comes_up, raises=None):
+        module = FakeOnnxruntime(comes_up, raises)
+        monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)
+        return module
+
+    return install
+
+
+def test_cuda_that_comes_up_is_used(fake):
+    module = fake([CUDA, CPU])
+    assert create_session(b"", "model", device="cuda").get_providers() == [CUDA, CPU]
+    assert create_session(b"", "model", device="auto").get_providers() == [CUDA, CPU]
+    assert module.preloaded
+    assert create_session(b"", "model", device="cpu").get_providers() == [CPU]
+    assert module.asked[-1] == [CPU]
+
+
+def test_cuda_that_is_listed_but_silently_missing_is_noticed(fake):
+    fake([CPU])
+    with pytest.raises(DeviceError, match=r"came up on \['CPUExecutionProvider'\] only.*fastfsl doctor"):
+        create_session(b"", "model", device="cuda")
+    assert create_session(b"", "model", device="auto").get_providers() == [CPU]
+
+
+def test_cuda_that_fails_to_start(fake):
+    module = fake([CUDA], raises="CUDA failure 100: no CUDA-capable device is detected")
+    with pytest.raises(DeviceError, match="no CUDA-capable device"):
+        create_session(b"", "model", device="cuda")
+    assert create_session(b"", "model", device="auto").get_providers() == [CPU]
+    assert module.asked == [[CUDA, CPU], [CUDA, CPU], [CPU]]
+
+
+def test_cuda_on_the_cpu_build_names_the_extra(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    with pytest.raises(DeviceError, match=r"fastfsl\[gpu\].*fastfsl doctor"):
+        create_session(SQUARE_MODEL, "model", device="cuda")
+    assert create_session(SQUARE_MODEL, "model", device="auto", num_threads=1).get_providers() == [CPU]
+
+
+def _distributions(monkeypatch, installed):
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_both_distributions_are_refused(monkeypatch):
+    _distributions(monkeypatch, {"onnxruntime", "onnxruntime-gpu"})
+    assert installed_onnxruntimes() == {"onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}
+    for device in ("auto", "cpu", "cuda"):
+        with pytest.raises(DeviceError, match="overwrite each other's files; pip uninstall"):
+            create_session(SQUARE_MODEL, "model", device=device)
+
+
+def test_missing_onnxruntime_names_the_extra(monkeypatch):
+    _distributions(monkeypatch, set())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"fastfsl\[cpu\]"):
+        load_onnxruntime()
+
+
+def test_threads_reach_the_session(monkeypatch):
+    created = {}
+    real = onnxruntime.InferenceSession
+
+    def recording(model, options, **arguments):
+        created["threads"] = options.intra_op_num_threads
+        return real(model, options, **arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
+    create_session(SQUARE_MODEL, "model", device="cpu", num_threads=3)
+    assert created["threads"] == 3
+    monkeypatch.setattr(session_module, "default_threads", lambda: 2)
+    create_session(SQUARE_MODEL, "model", device="cpu")
+    assert created["threads"] == 2
+
+
+def test_the_models_bytes_are_let_go():
+    session = create_session(SQUARE_MODEL, "model", device="cpu", num_threads=1)
+    assert session._model_bytes is None
+    np.testing.assert_array_equal(session.run(None, {"x": np.array([1, 2], np.float32)})[0], [1, 4])
+
+
+def test_the_probe_model_is_what_its_comment_says():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    assert model.SerializeToString() == SQUARE_MODEL
+
+
+def test_probing(monkeypatch, fake):
+    assert probe("cpu").error is None
+    fake([CPU])
+    found = probe("cuda")
+    assert (found.device, found.provider) == ("cuda", CUDA)
+    assert "came up on" in found.error
+
+
+def test_a_provider_that_computes_wrongly_is_not_usable(monkeypatch):
+    wrong = SimpleNamespace(run=lambda *_: [np.array([9.0, -16.0], np.float32)])
+    monkeypatch.setattr("fastfsl.runtime.probe.create_session", lambda *_, **__: wrong)
+    assert "instead of" in probe("cuda").error
+    crashing = SimpleNamespace(run=lambda *_: 1 / 0)
+    monkeypatch.setattr("fastfsl.runtime.probe.create_session", lambda *_, **__: crashing)
+    assert "ZeroDivisionError" in probe("cuda").error
