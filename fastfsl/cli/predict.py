@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 # Images between two updates of the progress bar.
 _CHUNK = 64
+# Longer paths push their classes to the right instead of everybody's.
+_MAX_PATH_COLUMN = 60
 
 
 def predict(
@@ -56,7 +57,9 @@ def predict(
         rows = [_row(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
         print_json({"bundle": str(bundle), "providers": classifier.describe()["providers"], "predictions": rows})
     else:
-        stdout().print(_table(files, predictions))
+        width = min(max((len(str(file)) for file in files), default=0), _MAX_PATH_COLUMN)
+        for file, prediction in zip(files, predictions, strict=True):
+            stdout().print(_line(file, prediction, width), soft_wrap=True)
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -96,17 +99,13 @@ def _row(file: Path, prediction: "Prediction") -> dict[str, Any]:
     }
 
 
-def _table(files: list[Path], predictions: "list[Prediction]") -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class", overflow="fold", style="bold")
-    table.add_column("probability", justify="right")
-    table.add_column("then", overflow="fold")
-    for file, prediction in zip(files, predictions, strict=True):
-        if prediction.error is not None:
-            table.add_row(Text(str(file)), Text("unreadable", style="red"), "", Text(prediction.error))
-            continue
-        ranked = list(zip(prediction.labels, prediction.probabilities, strict=True))
-        others = ", ".join(f"{label} {probability:.1%}" for label, probability in ranked[1:])
-        table.add_row(Text(str(file)), Text(prediction.label), f"{ranked[0][1]:.1%}", Text(others))
-    return table
+def _line(file: Path, prediction: "Prediction", width: int) -> Text:
+    """One image a line, never folded, so that the output can be searched and cut: path, best class, the others."""
+    name = f"{file!s:<{width}}  "
+    if prediction.error is not None:
+        return Text.assemble(name, ("unreadable", "red"), f"  {prediction.error}")
+    best, *others = (
+        f"{label} {probability:.1%}"
+        for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
+    )
+    return Text.assemble(name, (best, "bold"), *(f"  {other}" for other in others))

@@ -1,0 +1,150 @@
+"""`fastfsl doctor`: what it finds, and what it advises where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fastfsl.cli.doctor import find_gpus, find_problems, parse_nvidia_smi
+
+# The package's attribute of that name is the command, not the module.
+DOCTOR = sys.modules[find_gpus.__module__]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+GPU = {"name": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.1", "memory_mib": 81559}
+
+
+def test_json_names_providers_and_problems(fastfsl):
+    document = fastfsl("doctor", "--json").document
+    assert CPU in document["providers"]
+    assert isinstance(document["problems"], list)
+    assert document["packages"]["numpy"]
+    assert document["threads"]["usable"] >= 1
+
+
+def test_the_table(fastfsl):
+    result = fastfsl("doctor")
+    assert result.exit_code == 0
+    assert "CPUExecutionProvider" in result.stdout
+
+
+def _problems(*, cpu="1.30", gpu=None, pillow="12", gpus=(), usable=(CPU,), failures=None):
+    packages = {"onnxruntime": cpu, "onnxruntime-gpu": gpu, "pillow": pillow}
+    return find_problems(packages, list(gpus), list(usable), failures or {})
+
+
+def test_nothing_is_wrong_where_everything_works():
+    assert _problems() == []
+    assert _problems(cpu=None, gpu="1.30", gpus=[GPU], usable=[CPU, CUDA]) == []
+
+
+@pytest.mark.parametrize(
+    ("situation", "problem", "remedy"),
+    [
+        ({"cpu": None, "usable": []}, "not installed: no bundle can run", "fastfsl[cpu]"),
+        ({"gpu": "1.30"}, "overwrite each other", "pip uninstall -y onnxruntime onnxruntime-gpu"),
+        ({"usable": [], "failures": {CPU: "libgomp is missing"}}, "libgomp is missing", "reinstall"),
+        (
+            {"cpu": None, "gpu": "1.30", "gpus": [GPU], "failures": {CUDA: "libcublas is missing"}},
+            "CUDA does not come up: libcublas is missing",
+            "fastfsl[gpu]",
+        ),
+        ({"cpu": None, "gpu": "1.30"}, "CUDA does not come up", "nvidia-smi"),
+        ({"gpus": [GPU]}, "a GPU is present (NVIDIA H100)", "pip uninstall -y onnxruntime, then"),
+        ({"pillow": None}, "Pillow is not installed", "fastfsl[cpu]"),
+    ],
+)
+def test_every_problem_has_a_remedy(situation, problem, remedy):
+    (found,) = _problems(**situation)
+    assert problem in found["problem"]
+    assert remedy in found["remedy"]
+
+
+def test_problems_are_printed_with_their_remedy(fastfsl, monkeypatch):
+    monkeypatch.setattr(DOCTOR, "find_problems", lambda *_: [{"problem": "rain", "remedy": "umbrella"}])
+    result = fastfsl("doctor")
+    assert "problem: rain" in result.stdout
+    assert "do: umbrella" in result.stdout
+    assert "No problems" not in result.stdout
+    assert fastfsl("doctor", "--json").document["problems"] == [{"problem": "rain", "remedy": "umbrella"}]
+
+
+def test_nvidia_smi_is_read():
+    text = "NVIDIA H100, 9.0, 580.1, 81559\nNVIDIA A10, 8.6, 580.1, [N/A]\nsome message\n"
+    assert parse_nvidia_smi(text) == [
+        GPU,
+        {"name": "NVIDIA A10", "compute_capability": "8.6", "driver": "580.1", "memory_mib": None},
+    ]
+    assert parse_nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver") == []
+
+
+def _without_bindings(monkeypatch):
+    monkeypatch.setattr(DOCTOR, "find_spec", lambda _: None)
+
+
+def test_gpus_come_from_nvidia_smi_where_the_bindings_are_missing(monkeypatch, tmp_path):
+    _without_bindings(monkeypatch)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100, 9.0, 580.1, 81559'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _: str(program))
+    assert find_gpus() == ([GPU], "nvidia-smi")
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert find_gpus() == ([], None)
+
+
+def test_no_nvidia_smi_and_no_bindings_mean_no_gpu(monkeypatch):
+    _without_bindings(monkeypatch)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert find_gpus() == ([], None)
+
+
+def test_a_hanging_nvidia_smi_does_not_hang_the_doctor(monkeypatch):
+    _without_bindings(monkeypatch)
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/nvidia-smi")
+
+    def hang(*_, timeout, **__):
+        raise subprocess.TimeoutExpired("nvidia-smi", timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert find_gpus() == ([], None)
+
+
+def test_the_doctor_works_where_nothing_but_the_base_is_installed():
+    """Neither onnxruntime nor Pillow nor any training package can be imported; numpy is always there."""
+    hidden = ("onnxruntime", "PIL", "torch", "triton", "onnx", "open_clip", "sklearn", "matplotlib", "cuda")
+    distributions = ("onnxruntime", "onnxruntime-gpu", "pillow", "torch")
+    code = f"""
+import importlib.metadata, sys
+version = importlib.metadata.version
+def hiding(name):
+    if name in {distributions!r}: raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = hiding
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_spec(cls, name, *rest):
+    return None if name.split('.')[0] in {hidden!r} else find(name, *rest)
+PathFinder.find_spec = classmethod(find_spec)
+from fastfsl.cli import app
+app(["doctor", "--json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["providers"] == []
+    assert [problem["problem"].split()[0] for problem in document["problems"]] == ["onnxruntime", "Pillow"]
+
+
+def test_a_driver_that_fails_falls_back_to_nvidia_smi(monkeypatch):
+    monkeypatch.setattr(DOCTOR, "find_spec", lambda _: object())
+
+    def broken(_):
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(DOCTOR.importlib, "import_module", broken)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert find_gpus() == ([], None)

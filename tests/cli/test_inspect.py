@@ -1,0 +1,80 @@
+"""`fastfsl inspect` believes nothing it has not verified."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from fastfsl import bundle
+
+
+def test_json_is_the_manifest_verified(fastfsl, image_bundle):
+    document = fastfsl("inspect", image_bundle, "--json").document
+    manifest = bundle.read_manifest(image_bundle)
+    assert document["verified"] is True
+    assert document["digest"] == bundle.bundle_digest(image_bundle)
+    assert document["files"] == manifest.files
+    assert document["metrics"]["held_out_support"] == {"accuracy": 0.875, "num_folds": 4}
+    assert document["parity"] == {"flow": {"max_abs_error": 1e-6}}
+    assert document["training"]["support_digests"] == ["1" * 64] * 48
+    assert document["flow"] == {"num_steps": 2, "num_blocks": 1, "dim": 5}
+    assert document["total_bytes"] == sum(
+        file.stat().st_size for file in image_bundle.rglob("*") if file.is_file() and file.name != "manifest.json"
+    )
+
+
+def test_the_table_is_for_people(fastfsl, image_bundle):
+    result = fastfsl("inspect", image_bundle)
+    assert result.exit_code == 0
+    for words in ("3 files verified", "3: ant, bee, cow", "0.875", "48 entries", "visual/model.onnx"):
+        assert words in result.stdout
+    assert "1" * 64 not in result.stdout
+
+
+def test_many_classes_are_counted_not_listed(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle", class_names=tuple(f"class {index}" for index in range(1000)))
+    result = fastfsl("inspect", path)
+    assert "1000: class 0" in result.stdout
+    assert "and 990 more" in " ".join(result.stdout.split())
+
+
+def test_a_bundle_without_encoder(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle", with_encoder=False)
+    assert fastfsl("inspect", path, "--json").document["encoder"] is None
+    assert fastfsl("inspect", path).exit_code == 0
+
+
+def test_damage_ends_with_code_2(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle")
+    model = path / "flow" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    result = fastfsl("inspect", path, "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "altered" in result.stderr
+    assert "model.onnx" in result.stderr
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "manifest.json").write_text(json.dumps({"format_version": 9}))
+    assert "newer fastfsl" in fastfsl("inspect", newer).stderr
+
+
+def test_a_plan_that_contradicts_the_manifest(fastfsl, write_bundle, tmp_path):
+    result = fastfsl("inspect", write_bundle(tmp_path / "bundle", num_steps=7))
+    assert result.exit_code == 2
+    assert "the manifest says (7, 5, 0.1)" in result.stderr.replace("\n", " ")
+
+
+def test_the_plan_is_read_not_only_hashed(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle")
+    with bundle.staging_folder(tmp_path / "other") as staging:
+        for folder in ("flow", "visual"):
+            (staging / folder).mkdir()
+            (staging / folder / "model.onnx").write_bytes((path / folder / "model.onnx").read_bytes())
+        np.savez(staging / "flow" / "plan.npz", a=np.zeros(3))
+        (staging / "flow" / "plan.npz").rename(staging / "flow" / "plan.safetensors")
+        fields = {**json.loads((path / "manifest.json").read_bytes())}
+        bundle.write_bundle(tmp_path / "other", {k: v for k, v in fields.items() if k != "files"}, staging)
+    result = fastfsl("inspect", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "plan.safetensors" in result.stderr.replace("\n", "")
