@@ -3,8 +3,8 @@
 QuickGELU. OpenAI's weights (and a few others) were trained with x·sigmoid(1.702x) in place of GELU. A model with the
 wrong one runs without an error and is several points worse, and the weights themselves do not show it. open_clip 3.3
 only warns (`pretrained="openai"` with the plain name "ViT-B-32" gives the GELU model), so the choice is made here:
-whenever a tag or a file says that it needs QuickGELU, the -quickgelu architecture is loaded, with a warning if the
-plain one was named. A bare state dict says nothing; name the -quickgelu backbone for it.
+whenever a tag or a file says that it needs QuickGELU, the -quickgelu architecture is loaded, for a file with a warning
+if the plain one was named. A bare state dict says nothing; name the -quickgelu backbone for it.
 """
 
 import difflib
@@ -28,6 +28,8 @@ from fastfsl.errors import ConfigError
 from fastfsl.images import Preprocessing
 
 TINY_CLIP = "tiny-clip"
+
+_log = logging.getLogger(__name__)
 
 _TINY_CLIP_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "tiny_clip"
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
@@ -106,11 +108,11 @@ def _plan(backbone: str, pretrained: str | None) -> _Plan:
         raise ConfigError(f"backbone {name} needs weights: --pretrained with {known} or a local checkpoint file")
     tag = pretrained.lower().replace("-", "_")
     if tag in tags:
-        return _with_quick_gelu(_Plan(name, name, tag=tag), needed=_tag_needs_quick_gelu(name, tag), reason="")
+        return _with_quick_gelu(_Plan(name, name, tag=tag), needed=_tag_needs_quick_gelu(name, tag))
     if Path(pretrained).is_file():
         checkpoint = read_checkpoint(pretrained)
         plan = _Plan(name, name, checkpoint=checkpoint)
-        return _with_quick_gelu(plan, needed=checkpoint.quick_gelu, reason=checkpoint.reason)
+        return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
     raise ConfigError(_unknown_weights(name, pretrained, tags))
 
 
@@ -132,7 +134,7 @@ def _plan_from_source(backbone: str, pretrained: str | None) -> _Plan:
         )
     checkpoint = read_checkpoint(pretrained)
     plan = _Plan(backbone, source, checkpoint=checkpoint)
-    return _with_quick_gelu(plan, needed=checkpoint.quick_gelu, reason=checkpoint.reason)
+    return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -147,16 +149,18 @@ def _weights_in(folder: Path) -> Path:
     raise ConfigError(f"{folder} holds no weights: expected open_clip_model.safetensors beside open_clip_config.json")
 
 
-def _with_quick_gelu(plan: _Plan, *, needed: bool, reason: str) -> _Plan:
+def _with_quick_gelu(plan: _Plan, *, needed: bool) -> _Plan:
     if not needed or _config(plan).get("quick_gelu", False):
         return plan
     quick = plan.source + _QUICK
-    weights = plan.tag or (plan.checkpoint.path if plan.checkpoint else "")
-    warnings.warn(
-        f"weights {weights} were trained with QuickGELU{f' ({reason})' if reason else ''}: "
-        f"loading them as {plan.backbone}{_QUICK}, not {plan.backbone}",
-        stacklevel=4,
-    )
+    if plan.checkpoint is None:
+        _log.info("weights %s were trained with QuickGELU: loading %s%s", plan.tag, plan.backbone, _QUICK)
+    else:
+        warnings.warn(
+            f"weights {plan.checkpoint.path} were trained with QuickGELU ({plan.checkpoint.reason}): "
+            f"loading them as {plan.backbone}{_QUICK}, not {plan.backbone}",
+            stacklevel=4,
+        )
     if quick in open_clip.list_models():
         return replace(plan, backbone=quick, source=quick)
     return replace(plan, force_quick_gelu=True)

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastfsl.data import FeatureDataset, ImageDataset, ImageSample, check_readable, load_dataset
+from fastfsl.data import FeatureDataset, ImageDataset, ImageSample, check_readable, load_dataset, read_folder
 from fastfsl.errors import ConfigError, DataError
 
 
@@ -36,7 +36,7 @@ def test_corrupt_images_are_named_and_the_others_kept(make_images, tmp_path):
     (root / "ant" / "2.png").write_bytes(b"not an image")
     whole = (root / "bee" / "1.png").read_bytes()
     (root / "bee" / "3.png").write_bytes(whole[: len(whole) // 2])
-    dataset = load_dataset(root)
+    dataset = read_folder(root)
     done = []
     good, bad = check_readable(dataset.split("train"), dataset.class_names, progress=lambda *step: done.append(step))
     assert [dataset.item(sample) for sample in good] == ["ant/1.png", "bee/1.png"]
@@ -48,7 +48,7 @@ def test_corrupt_images_are_named_and_the_others_kept(make_images, tmp_path):
 def test_a_class_without_a_readable_image_is_named(make_images):
     root = make_images("ant/1.png", "bee/1.png")
     (root / "bee" / "1.png").write_bytes(b"")
-    dataset = load_dataset(root)
+    dataset = read_folder(root)
     with pytest.raises(DataError, match=r"no readable image for class 'bee': .*1.png"):
         check_readable(dataset.split("train"), dataset.class_names)
     with pytest.raises(DataError, match=r"class 7: .*nowhere"):
