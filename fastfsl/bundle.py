@@ -26,6 +26,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
+from fastfsl.files import check_output, staged_directory, staged_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -184,7 +185,8 @@ def write_plan(path: str | os.PathLike[str], plan: PlanArrays) -> None:
     metadata = {"format": PLAN_FORMAT, "version": "1", "step_size": repr(float(plan.step_size))}
     header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + length])}, separators=(",", ":"))
     header += " " * (-len(header) % 8)
-    _write_atomically(Path(path), struct.pack("<Q", len(header)) + header.encode() + data[8 + length :])
+    with staged_file(Path(path)) as partial:
+        partial.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data[8 + length :])
 
 
 def _safetensors_header(data: bytes, path: Path) -> dict[str, Any]:
@@ -348,21 +350,20 @@ def read_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str)
 
 @contextlib.contextmanager
 def staging_folder(directory: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """A hidden, empty sibling of ``directory`` to prepare a bundle in; removed at the end unless it was renamed.
+    """A hidden, empty sibling of ``directory`` to prepare a bundle in; removed at the end unless it was moved.
 
     Enter it before the long work: an output that exists or cannot be written is refused here.
 
     Raises:
         ConfigError: see ``write_bundle``.
     """
-    target = _absolute(directory)
-    _check_target(target, force=force)
-    staging = _sibling(target, "partial")
+    target = Path(os.path.normpath(Path(directory).absolute()))
+    check_output(target, marker=MANIFEST_NAME, force=force)
+    staging = target.with_name(f".{target.name}.staging-{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
+        staging.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error}); choose another output folder") from error
+        raise ConfigError(f"cannot write {target}: {error.strerror or error}; choose another output") from error
     try:
         yield staging
     finally:
@@ -372,63 +373,38 @@ def staging_folder(directory: str | os.PathLike[str], *, force: bool = False) ->
 def write_bundle(
     directory: str | os.PathLike[str], manifest_fields: Mapping[str, Any], staging: Path, *, force: bool = False
 ) -> Manifest:
-    """Hash the staged files, write the manifest last, and rename the staging folder onto ``directory``.
+    """Hash the staged files, write the manifest last, and move everything onto ``directory`` in one rename.
 
     Args:
         directory: where the bundle goes.
         manifest_fields: the fields of ``Manifest`` but ``format_version`` and ``files``; ``created`` may be left out.
         staging: folder with the bundle's other files, on the same file system (``staging_folder`` makes one). It is
-            renamed away.
+            moved away.
         force: replace a bundle (or an empty folder) that is there. Anything else is never deleted.
 
     Raises:
         ConfigError: the output exists, or cannot be written.
         BundleError: the fields do not make a valid manifest, or a staged file is not a regular file.
     """
-    target = _absolute(directory)
-    _check_target(target, force=force)
+    values = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **manifest_fields,
+        "format_version": FORMAT_VERSION,
+        "files": _hash_folder(staging),
+    }
     try:
-        values = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **manifest_fields,
-            "format_version": FORMAT_VERSION,
-            "files": _hash_folder(staging),
-        }
+        encoded = json.dumps(values, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"the manifest's fields must be finite JSON values: {error}") from error
+    manifest = Manifest.from_json(encoded)
+    with staged_directory(Path(directory), marker=MANIFEST_NAME, force=force) as complete:
         try:
-            encoded = json.dumps(values, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise BundleError(f"the manifest's fields must be finite JSON values: {error}") from error
-        manifest = Manifest.from_json(encoded)
-        (staging / MANIFEST_NAME).write_bytes(manifest.to_json())
-        _replace(staging, target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error}); choose another output folder") from error
+            (staging / MANIFEST_NAME).write_bytes(manifest.to_json())
+            complete.rmdir()
+            staging.rename(complete)
+        except OSError as error:
+            raise ConfigError(f"cannot write {directory}: {error.strerror or error}; choose another output") from error
     return manifest
-
-
-def _replace(staging: Path, target: Path) -> None:
-    """Rename ``staging`` onto ``target``; an old target is moved aside first and comes back if that fails."""
-    if not target.is_dir():
-        staging.rename(target)
-        return
-    old = _sibling(target, "old")
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_target(target: Path, *, force: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not force:
-        raise ConfigError(f"{target}: exists already; choose another output, or replace it with --force (force=True)")
-    replaceable = target.is_dir() and not target.is_symlink()
-    if not replaceable or not ((target / MANIFEST_NAME).is_file() or not any(target.iterdir())):
-        raise ConfigError(f"{target}: exists and is not a bundle, so it is not replaced; choose another output")
 
 
 def _hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
@@ -440,26 +416,6 @@ def _hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
             size, sha256 = _hash_file(path)
             entries[path.relative_to(folder).as_posix()] = {"sha256": sha256, "size": size}
     return entries
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = _sibling(path, "partial")
-    try:
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error}); choose another output") from error
-
-
-def _absolute(directory: str | os.PathLike[str]) -> Path:
-    return Path(os.path.normpath(Path(directory).absolute()))
-
-
-def _sibling(path: Path, role: str) -> Path:
-    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")
 
 
 # ------------------------------------------------------------------------------------------------- files and JSON

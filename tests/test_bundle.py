@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import stat
@@ -194,8 +195,9 @@ def test_a_missing_plan_and_an_unwritable_one(tmp_path):
         bundle.read_plan(tmp_path / "none")
     with pytest.raises(BundleError, match="regular file"):
         bundle.read_plan(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be written"):
-        bundle.write_plan(tmp_path / "no" / "folder", _plan())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot write"):
+        bundle.write_plan(tmp_path / "file" / "plan", _plan())
 
 
 # --------------------------------------------------------------------------------------------------------- manifest
@@ -435,9 +437,9 @@ def test_unlisted_files_are_no_concern(made):
 
 def test_existing_output_is_refused_without_force(made):
     before = bundle.bundle_digest(made)
-    with pytest.raises(ConfigError, match=r"exists already.*--force"):
+    with pytest.raises(ConfigError, match=r"exists.*--force"):
         _write(made)
-    with pytest.raises(ConfigError, match="exists already"), bundle.staging_folder(made):
+    with pytest.raises(ConfigError, match="exists"), bundle.staging_folder(made):
         pytest.fail("the staging folder must not be handed out")
     assert bundle.bundle_digest(made) == before
 
@@ -455,10 +457,10 @@ def test_force_never_deletes_what_is_no_bundle(tmp_path):
     precious = tmp_path / "photos"
     precious.mkdir()
     (precious / "wedding.jpg").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="not a bundle"):
+    with pytest.raises(ConfigError, match=r"no manifest\.json, so it is not replaced"):
         _write(precious, force=True)
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="not a bundle"):
+    with pytest.raises(ConfigError, match=r"no manifest\.json, so it is not replaced"):
         _write(tmp_path / "file", force=True)
     (tmp_path / "empty").mkdir()
     _write(tmp_path / "empty", force=True)
@@ -471,7 +473,7 @@ def test_a_failed_replacement_brings_the_old_bundle_back(made, monkeypatch):
 
     def failing(self, target):
         if "partial" in self.name:
-            raise OSError("disk full")
+            raise OSError(errno.ENOSPC, "disk full")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
@@ -494,7 +496,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
 
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         _write(tmp_path / "file" / "bundle")
 
 
