@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def _write(target: Path, fields=FIELDS, names=FILES, **options) -> Manifest:
 
 
 @pytest.fixture
-def made(tmp_path) -> Path:
+def made(tmp_path: Path) -> Path:
     _write(tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -120,7 +121,7 @@ def test_equal_plans_give_equal_bytes_in_every_process(tmp_path):
 def test_plan_shapes_are_checked(name):
     array = _plan().arrays()[name]
     with pytest.raises(ShapeError, match=name):
-        replace(_plan(), **{name: np.concatenate([array, array], axis=-1)})
+        PlanArrays(step_size=0.1, **{**_plan().arrays(), name: np.concatenate([array, array], axis=-1)})
 
 
 def test_plan_values_are_checked():
@@ -128,7 +129,8 @@ def test_plan_values_are_checked():
         replace(_plan(), carry_bias=np.zeros(3))
     with pytest.raises(DataError, match="carry_bias holds NaN"):
         replace(_plan(), carry_bias=np.array([0, np.nan, 0], np.float32))
-    for step_size in (0.0, -0.1, float("nan"), float("inf"), "0.1"):
+    wrong: list[Any] = [0.0, -0.1, float("nan"), float("inf"), "0.1", True]
+    for step_size in wrong:
         with pytest.raises(DataError, match="step_size"):
             replace(_plan(), step_size=step_size)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -28,7 +27,7 @@ def fastfsl() -> Callable[..., Any]:
     """Run a command; the result holds exit_code, stdout, stderr and, with --json, document."""
 
     def run(*arguments: object) -> Any:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        result: Any = CliRunner().invoke(app, [str(argument) for argument in arguments])
         if "--json" in arguments and result.exit_code == 0:
             result.document = json.loads(result.stdout)
         return result
@@ -51,8 +50,8 @@ def _visual() -> bytes:
         [helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT, ["batch", WIDTH])],
         [numpy_helper.from_array(projection, "projection")],
     )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return model.SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 def _plan(num_steps: int, num_blocks: int = 1) -> PlanArrays:
@@ -105,13 +104,13 @@ def write_bundle() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def image_bundle(write_bundle, tmp_path_factory) -> Path:
+def image_bundle(write_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an encoder; not to be altered."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "images")
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: 2.png, 10.jpg, nested/3.webp, and three files that are not to be found."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "nested").mkdir()

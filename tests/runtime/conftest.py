@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -21,7 +21,7 @@ SIZE, WIDTH, SCALE = (8, 10), 6, 20.0
 PREPROCESSING = Preprocessing(image_size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def _model(nodes, inputs, outputs, **initializers) -> onnx.ModelProto:
+def _model(nodes, inputs, outputs, **initializers) -> Any:
     def values(described):
         return [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in described]
 
@@ -30,7 +30,7 @@ def _model(nodes, inputs, outputs, **initializers) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def visual_model(projection: np.ndarray, size=SIZE, batch="batch") -> onnx.ModelProto:
+def visual_model(projection: np.ndarray, size=SIZE, batch="batch") -> Any:
     """uint8 images -> flatten -> MatMul -> L2-normalise."""
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -46,7 +46,7 @@ def visual_model(projection: np.ndarray, size=SIZE, batch="batch") -> onnx.Model
     )
 
 
-def flow_model(class_embeddings: np.ndarray, rotation: np.ndarray, scale=SCALE) -> onnx.ModelProto:
+def flow_model(class_embeddings: np.ndarray, rotation: np.ndarray, scale=SCALE) -> Any:
     """Embeddings -> normalise -> rotate -> cosine with classes that a caller may override."""
     width = rotation.shape[0]
     nodes = [
@@ -66,7 +66,7 @@ def flow_model(class_embeddings: np.ndarray, rotation: np.ndarray, scale=SCALE) 
     )
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _unit(rows: np.ndarray) -> Any:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
@@ -78,14 +78,14 @@ class Reference:
     rotation: np.ndarray
     class_embeddings: np.ndarray
 
-    def embed(self, images) -> np.ndarray:
+    def embed(self, images) -> Any:
         pixels = np.stack([preprocess(open_image(image), PREPROCESSING) for image in images])
         return _unit(pixels.reshape(len(pixels), -1).astype(np.float64) @ self.projection)
 
-    def transport(self, features) -> np.ndarray:
+    def transport(self, features) -> Any:
         return _unit(np.asarray(features, np.float64)) @ self.rotation
 
-    def probabilities(self, features) -> np.ndarray:
+    def probabilities(self, features) -> Any:
         exponentials = np.exp(SCALE * self.transport(features) @ self.class_embeddings.T)
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -136,7 +136,7 @@ def write(reference) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def bundle_dir(write, tmp_path_factory) -> Path:
+def bundle_dir(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an image encoder; not to be altered."""
     return write(tmp_path_factory.mktemp("bundles") / "images")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_load_options_are_checked(bundle_dir, options):
 
 
 @pytest.fixture
-def bad_photo(tmp_path) -> Path:
+def bad_photo(tmp_path: Path) -> Path:
     path = tmp_path / "holiday.jpg"
     path.write_bytes(b"\xff\xd8 no picture")
     return path
@@ -163,7 +164,8 @@ def test_feature_forms(feature_classifier):
     expected = feature_classifier.transport([row])
     for form in (row, np.array(row, np.float16), np.array(row, np.int8), np.array([row], order="F"), tuple(row)):
         np.testing.assert_allclose(feature_classifier.transport(form), expected, atol=1e-6)
-    for empty in ([], np.empty((0, 6))):
+    nothing: list[Any] = [[], np.empty((0, 6))]
+    for empty in nothing:
         assert feature_classifier.transport(empty).shape == (0, 6)
         assert feature_classifier.feature_probabilities(empty).shape == (0, 4)
         assert feature_classifier.classify_features(empty) == []
@@ -229,6 +231,6 @@ def test_predictions_are_values():
     assert prediction == Prediction(("a", "b"), (0.75, 0.25))
     assert hash(prediction) == hash(Prediction(("a", "b"), (0.75, 0.25)))
     with pytest.raises(AttributeError):
-        prediction.error = "x"
+        setattr(prediction, "error", "x")  # noqa: B010 - mypy refuses the plain assignment, as it should
     with pytest.raises(FastFSLError):
         _ = Prediction((), ()).label

@@ -126,7 +126,7 @@ def test_threads_reach_the_session(monkeypatch):
 
 def test_the_models_bytes_are_let_go():
     session = create_session(SQUARE_MODEL, "model", device="cpu", num_threads=1)
-    assert session._model_bytes is None
+    assert vars(session)["_model_bytes"] is None
     np.testing.assert_array_equal(session.run(None, {"x": np.array([1, 2], np.float32)})[0], [1, 4])
 
 
@@ -142,13 +142,13 @@ def test_probing(monkeypatch, fake):
     fake([CPU])
     found = probe("cuda")
     assert (found.device, found.provider) == ("cuda", CUDA)
-    assert "came up on" in found.error
+    assert "came up on" in str(found.error)
 
 
 def test_a_provider_that_computes_wrongly_is_not_usable(monkeypatch):
     wrong = SimpleNamespace(run=lambda *_: [np.array([9.0, -16.0], np.float32)])
     monkeypatch.setattr("fastfsl.runtime.probe.create_session", lambda *_, **__: wrong)
-    assert "instead of" in probe("cuda").error
+    assert "instead of" in str(probe("cuda").error)
     crashing = SimpleNamespace(run=lambda *_: 1 / 0)
     monkeypatch.setattr("fastfsl.runtime.probe.create_session", lambda *_, **__: crashing)
-    assert "ZeroDivisionError" in probe("cuda").error
+    assert "ZeroDivisionError" in str(probe("cuda").error)
