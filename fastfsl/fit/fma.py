@@ -198,9 +198,11 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         prefix = "velocity_field."
         try:
             embeddings = state["class_embeddings"]
-            field = VelocityField(embeddings.shape[1], self.num_blocks)
+            with torch.device("meta"):  # nothing is drawn for weights that are replaced at once
+                field = VelocityField(embeddings.shape[1], self.num_blocks)
             field.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+                assign=True,
             )
         except (KeyError, IndexError, RuntimeError) as error:
             raise DataError(f"expected the tensors of an FMA run, got others ({error}): train it again") from error

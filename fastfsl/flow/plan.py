@@ -9,6 +9,7 @@ time embedding and every modulation layer disappear. Between steps the plan carr
 m being the final layer's modulated input: one product a step fewer, and x is never recovered by inverting W_in.
 """
 
+import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def build_plan(velocity_field: VelocityField, num_steps: int, step_size: float) 
     """
     check_steps(num_steps, step_size)
     dtype = velocity_field.input.weight.dtype
-    field = _double_copy(velocity_field)
+    field = copy.deepcopy(velocity_field).double()
     blocks = [block for block in field.blocks if isinstance(block, Block)]
     dim = field.dim
     device = field.input.weight.device
@@ -192,9 +193,3 @@ def run_plan(plan: FlowPlan, x_0: Tensor) -> Tensor:
             u = u + plan.step_size * functional.linear(m, plan.carry_weight, plan.carry_bias)
     displacement = functional.linear(total, plan.output_weight, plan.num_steps * plan.output_bias)
     return x_0 + plan.step_size * displacement
-
-
-def _double_copy(velocity_field: VelocityField) -> VelocityField:
-    field = VelocityField(velocity_field.dim, velocity_field.num_blocks)
-    field.load_state_dict(velocity_field.state_dict())
-    return field.to(device=velocity_field.input.weight.device, dtype=torch.float64)

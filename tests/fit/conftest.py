@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+NUM_CLASSES, DIM = 4, 16
+
+
+class Problem:
+    """A small classification problem: class means in one place, class texts in another, unit length."""
+
+    def __init__(self, shots: int, num_views: int = 0, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.class_embeddings = _unit(rng.normal(size=(NUM_CLASSES, DIM)))
+        means = _unit(rng.normal(size=(NUM_CLASSES, DIM)))
+        self.labels = np.repeat(np.arange(NUM_CLASSES), shots)
+        shape = (len(self.labels), num_views, DIM) if num_views else (len(self.labels), DIM)
+        centre = means[self.labels][:, None] if num_views else means[self.labels]
+        self.features = _unit(centre + 0.08 * rng.normal(size=shape))
+        self.test_labels = np.repeat(np.arange(NUM_CLASSES), 25)
+        self.test_features = _unit(means[self.test_labels] + 0.08 * rng.normal(size=(len(self.test_labels), DIM)))
+
+
+def _unit(array: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_problem():
+    return Problem
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Parameters that train in about a second."""
+    return {"num_blocks": 1, "epochs": 60, "batch_size": 8, "learning_rate": 3e-3, "num_folds": 2}

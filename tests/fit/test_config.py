@@ -1,0 +1,46 @@
+import pytest
+
+from fastfsl.errors import ConfigError
+from fastfsl.fit.config import load_config
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("shots: 4\nseed: 7\nepochs: 12\nnum_steps: 3\ntemplates: [\"a drawing of a {}.\"]\n")
+    config = load_config(file, {"shots": 8, "seed": None})
+    assert (config.shots, config.seed, config.method, config.num_views) == (8, 7, "fma", 8)
+    assert config.params == {"epochs": 12, "num_steps": 3}
+    assert config.templates == ["a drawing of a {}."]
+    estimator = config.estimator(logit_scale=50.0)
+    assert (estimator.epochs, estimator.num_steps, estimator.seed, estimator.logit_scale) == (12, 3, 7, 50.0)
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("# nothing yet\n")
+    assert load_config(file) == load_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_step: 3", "num_steps"),
+        ("method: lora", "fma"),
+        ("shots: 0", "shots"),
+        ("shots: many", "shots"),
+        ("logit_scale: 3", "unknown option"),
+        ("- a\n- b", "option: value"),
+        ("a: [", "cannot read"),
+        ("1: 2", "option: value"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, words):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+from fastfsl.fit import selection as selection_module
+from fastfsl.fit.fma import FlowMatchingAlignment
+from fastfsl.fit.flow_training import FlowRecipe, warmup_cosine
+from fastfsl.fit.selection import select_num_steps
+
+
+def choose(features, plain, labels, embeddings, **options):
+    recipe = FlowRecipe(num_blocks=1, epochs=1, batch_size=16)
+    return select_num_steps(
+        torch.from_numpy(features),
+        torch.from_numpy(plain),
+        torch.from_numpy(labels),
+        torch.from_numpy(embeddings),
+        recipe,
+        max_steps=10,
+        step_size=0.1,
+        **options,
+    )
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Records what every fold is trained on, and trains nothing: v = 0."""
+    seen = []
+
+    def train(views, labels, class_embeddings, recipe, *, seed, on_epoch):
+        seen.append((views, labels))
+        return lambda x, t: torch.zeros_like(x)
+
+    monkeypatch.setattr(selection_module, "train_velocity_field", train)
+    return seen
+
+
+def test_every_sample_is_held_out_once_and_never_trained_on_then(make_problem, trainings):
+    problem = make_problem(shots=5)
+    chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
+    assert (chosen.rule, chosen.num_folds) == ("folds", 5)
+    everything = {row.tobytes() for row in problem.features}
+    held_out = []
+    for views, labels in trainings:
+        assert torch.bincount(labels).tolist() == [4, 4, 4, 4]
+        trained = {row.numpy().tobytes() for row in views[:, 0]}
+        held_out += everything - trained
+    assert sorted(held_out) == sorted(everything)
+
+
+def test_constant_accuracy_takes_no_step(make_problem, trainings):
+    problem = make_problem(shots=5)
+    chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
+    assert len(set(chosen.accuracy_by_step)) == 1
+    assert chosen.num_steps == 0
+
+
+def test_folds_are_no_more_than_the_smallest_class_allows(make_problem, trainings):
+    problem = make_problem(shots=3)
+    chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
+    assert chosen.num_folds == 3
+
+
+def test_one_class_of_one_sample_does_not_stop_the_others(make_problem, trainings):
+    problem = make_problem(shots=3)
+    keep = np.array([0, *range(3, 12)])
+    chosen = choose(
+        problem.features[keep][:, None], problem.features[keep], problem.labels[keep], problem.class_embeddings
+    )
+    assert chosen.rule == "folds"
+
+
+def test_one_shot_holds_out_views(make_problem, trainings):
+    problem = make_problem(shots=1, num_views=6)
+    plain = problem.features.mean(axis=1)
+    chosen = choose(problem.features, plain, problem.labels, problem.class_embeddings, num_folds=3)
+    assert (chosen.rule, chosen.num_folds) == ("views", 3)
+    assert [views.shape[1] for views, _ in trainings] == [4, 4, 4]
+
+
+def test_one_vector_a_class_takes_the_documented_default(make_problem, trainings):
+    problem = make_problem(shots=1)
+    chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
+    assert (chosen.rule, chosen.num_steps, trainings) == ("default", 8, [])
+
+
+def test_plain_features_are_what_is_held_out(make_problem, quick):
+    problem = make_problem(shots=4)
+    # Plain features that point at the texts already: every step count is right from 0 on.
+    estimator = FlowMatchingAlignment(**quick).fit(
+        problem.features,
+        problem.labels,
+        problem.class_embeddings,
+        plain_features=problem.class_embeddings[problem.labels],
+    )
+    assert estimator.selection_.accuracy_by_step[0] == 1.0
+    assert estimator.num_steps_ == 0
+
+
+def test_warmup_then_cosine():
+    factor = warmup_cosine(4, 24)
+    assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert factor(4) == 1.0
+    assert factor(14) == pytest.approx(0.5)
+    assert factor(24) == pytest.approx(0.0)
