@@ -114,11 +114,12 @@ def test_threads_reach_the_session(monkeypatch):
 
     def recording(model, options, **arguments):
         created["threads"] = options.intra_op_num_threads
+        created["spinning"] = options.get_session_config_entry("session.intra_op.allow_spinning")
         return real(model, options, **arguments)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
     create_session(SQUARE_MODEL, "model", device="cpu", num_threads=3)
-    assert created["threads"] == 3
+    assert created == {"threads": 3, "spinning": "0"}
     monkeypatch.setattr(session_module, "default_threads", lambda: 2)
     create_session(SQUARE_MODEL, "model", device="cpu")
     assert created["threads"] == 2
