@@ -142,9 +142,9 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[st
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Idle threads that spin win nothing worth having on a quiet machine and lose a lot on a busy one, not least to each
-    # other: the encoder's and the flow's sessions have their own. Measured on two busy cores, flow with d = 512, 12
-    # blocks, 10 steps: 9 ms against 45 at batch 1, 33-52 against 160 at batch 32.
+    # Idle threads sleep instead of spinning: spinning ones take the cores from whatever else runs, the other session of
+    # the same bundle included. Measured on two busy cores, flow with d = 512, 12 blocks, 10 steps: 9 ms against 45 at
+    # batch 1, 33-52 against 160-200 at batch 32.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A graph may keep weights in files beside it; of a model given as bytes onnxruntime looks for them in the working
     # directory. A bundle's graphs have none, and no file can lie below this path.
