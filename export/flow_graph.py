@@ -1,5 +1,7 @@
 """The flow as an ONNX graph: the plan's Euler steps unrolled, then the read-out."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, op_type: str, inputs: list[str], output: str, **attributes: float) -> str:
+    def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:  # noqa: ANN401  # as helper.make_node takes them
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         return output
 

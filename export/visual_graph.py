@@ -4,6 +4,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import torch
@@ -22,6 +23,7 @@ _TRACED_BATCH = 2
 class _PixelsToEmbedding(nn.Module):
     """uint8 images (n, h, w, 3) -> L2-normalised embeddings (n, d), with the encoder's own mean and deviation."""
 
+    clip: Any  # open_clip's models are untyped
     mean: Tensor
     std: Tensor
 
@@ -33,7 +35,8 @@ class _PixelsToEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        return normalize(self.clip.encode_image((pixels - self.mean) / self.std))
+        embeddings: Tensor = self.clip.encode_image((pixels - self.mean) / self.std)
+        return normalize(embeddings)
 
 
 def pixels_to_embedding(encoder: Encoder) -> nn.Module:
@@ -82,7 +85,19 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
             f"the image tower of {encoder.backbone} was exported for batches of {batch.dim_value} only: "
             "its code fixes the batch size"
         )
+    _strip_traces(model)
     return model
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove what torch notes about where every node came from: source paths and stack traces of this machine."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
 
 
 @contextlib.contextmanager

@@ -1,1 +1,49 @@
-"""fastfsl: few-shot adapters for CLIP, from a handful of labelled images to a classifier in production."""
+"""fastfsl: few-shot adapters for CLIP, from a handful of labelled images to a classifier in production.
+
+>>> from fastfsl import FlowMatchingAlignment          # training, needs the extra `train`
+>>> from fastfsl.runtime import Classifier             # production, needs neither torch nor triton
+
+Public names are imported on first use, so that `import fastfsl.runtime` stays light.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError, FastFSLError, ShapeError
+    from fastfsl.fit.fma import FlowMatchingAlignment
+
+__all__ = [
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "FastFSLError",
+    "FlowMatchingAlignment",
+    "ShapeError",
+    "__version__",
+]
+
+_HOME = {name: "fastfsl.errors" for name in __all__ if name.endswith("Error")}
+_HOME["FlowMatchingAlignment"] = "fastfsl.fit.fma"
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
+    """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastfsl")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastfsl' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from fastfsl.errors import ConfigError
+
+        raise ConfigError(f'fastfsl.{name} needs {error.name}: pip install "fastfsl[train]"') from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli.output import print_json, stdout
-from fastfsl.cli.progress import ProgressReporter, reporting
+from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_export
 from fastfsl.errors import ConfigError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastfsl.encoders import Encoder
     from fastfsl.fit.config import TrainConfig
     from fastfsl.fit.run import Run
+    from fastfsl.fit.train import Reporter
 
 DEMO_FILE = "demo.json"
 _BATCHES = (1, 32)
@@ -48,7 +49,7 @@ def demo(
         _print_table(document, out)
 
 
-def run_demo(out: Path, *, shots: int, seed: int, reporter: ProgressReporter) -> dict[str, Any]:
+def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[str, Any]:
     """Data, run and bundle under `out`, and the figures of the table.
 
     Args:
@@ -63,7 +64,7 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: ProgressReporter) ->
     import numpy as np
     import torch
 
-    from fastfsl.data import load_dataset
+    from fastfsl.data import read_folder
     from fastfsl.data.scoring import images_to_score
     from fastfsl.demo.digits import write_digits
     from fastfsl.export.bundle_writer import export_run
@@ -81,7 +82,7 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: ProgressReporter) ->
     run.save(out / "run", force=True)
     export_run(run, out / "bundle", force=True, on_stage=reporter.stage)
 
-    dataset = load_dataset(data)
+    dataset = read_folder(data)
     images = images_to_score(
         dataset, "test", run.record.class_names, set(run.record.support_digests), reporter.warn
     ).samples

@@ -23,7 +23,6 @@ from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import StepSelection
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
-RUN_VERSION = 1
 
 
 class EncoderRecord(BaseModel):
@@ -60,7 +59,7 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["fastfsl-run"] = "fastfsl-run"
-    version: Literal[1] = RUN_VERSION
+    version: Literal[1] = 1
     config: TrainConfig
     data_kind: Literal["folder", "split-file", "features"]
     data_path: str

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,9 @@ def _image_support(
 
 def _augmentation(config: TrainConfig) -> Augmentation:
     try:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.augmentation.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config.augmentation.items()
+        }
         return Augmentation(**values)
     except TypeError as error:
         raise ConfigError(f"unknown option under `augmentation`: {error}") from error

@@ -22,9 +22,9 @@ from fastfsl.images import Preprocessing
 NAMES, SIZE, WIDTH = ("ant", "bee", "cow"), 8, 5
 
 
-@pytest.fixture
-def fastfsl() -> Callable[..., Any]:
-    """Run a command; the result holds exit_code, stdout, stderr and, with --json, document."""
+@pytest.fixture(scope="session")
+def run_fastfsl() -> Callable[..., Any]:
+    """Runs a command; the result holds exit_code, stdout, stderr and, with --json, document."""
 
     def run(*arguments: object) -> Any:
         result: Any = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -33,6 +33,12 @@ def fastfsl() -> Callable[..., Any]:
         return result
 
     return run
+
+
+@pytest.fixture
+def fastfsl(run_fastfsl: Callable[..., Any]) -> Callable[..., Any]:
+    """The same under the program's own name."""
+    return run_fastfsl
 
 
 def _visual() -> bytes:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -54,9 +56,8 @@ def test_graph_needs_nothing_but_the_onnx_standard():
     features = normalize(torch.randn(3, DIM)).numpy()
     expected = session(model).run(None, {"image_embeds": features})
     # onnx's own numpy evaluator shares no code with ONNX Runtime.
-    got = ReferenceEvaluator(model).run(
-        None, {"image_embeds": features, "class_embeddings": embeddings().numpy()}
-    )
+    inputs = {"image_embeds": features, "class_embeddings": embeddings().numpy()}
+    got: Any = ReferenceEvaluator(model).run(None, inputs)
     np.testing.assert_allclose(got[0], expected[0], atol=2e-6)
     np.testing.assert_allclose(got[1], expected[1], atol=2e-4)
 

@@ -6,7 +6,7 @@ from fastfsl.fit.config import load_config
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("shots: 4\nseed: 7\nepochs: 12\nnum_steps: 3\ntemplates: [\"a drawing of a {}.\"]\n")
+    file.write_text('shots: 4\nseed: 7\nepochs: 12\nnum_steps: 3\ntemplates: ["a drawing of a {}."]\n')
     config = load_config(file, {"shots": 8, "seed": None})
     assert (config.shots, config.seed, config.method, config.num_views) == (8, 7, "fma", 8)
     assert config.params == {"epochs": 12, "num_steps": 3}

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fastfsl.fit import selection as selection_module
-from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.flow_training import FlowRecipe, warmup_cosine
+from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import select_num_steps
 
 
@@ -40,7 +40,7 @@ def test_every_sample_is_held_out_once_and_never_trained_on_then(make_problem, t
     chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
     assert (chosen.rule, chosen.num_folds) == ("folds", 5)
     everything = {row.tobytes() for row in problem.features}
-    held_out = []
+    held_out: list[bytes] = []
     for views, labels in trainings:
         assert torch.bincount(labels).tolist() == [4, 4, 4, 4]
         trained = {row.numpy().tobytes() for row in views[:, 0]}

@@ -80,7 +80,7 @@ def test_coupling_refuses_unknown_classes(labels):
 
 def test_bad_arguments_are_named():
     with pytest.raises(ConfigError, match="noise"):
-        LinearPath("gauss")
+        LinearPath("gauss")  # type: ignore[arg-type]  # what a caller without a type checker passes
     with pytest.raises(ConfigError, match="scale"):
         LinearPath("bridge", scale=float("nan"))
     with pytest.raises(ConfigError, match="sigma"):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,7 @@ def test_euler_converges_with_order_one():
     x_0 = torch.tensor([[1.0]], dtype=torch.float64)
     exact = 2 * math.e - 2
     errors = [abs(euler(growth, x_0, steps, 1 / steps).item() - exact) for steps in (20, 40, 80, 160)]
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert all(0.9 < order < 1.1 for order in orders), orders
 
 

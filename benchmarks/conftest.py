@@ -1,0 +1,61 @@
+"""Results worth keeping: `pytest benchmarks --save-results` writes them to benchmarks/results/ as JSON."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("fastfsl", "torch", "triton", "open_clip_torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--save-results", action="store_true", help="write benchmarks/results/*.json")
+
+
+@pytest.fixture
+def record(request) -> Callable[[str, dict[str, Any]], None]:
+    """Keeps a result under a name, with device, versions and commit, if --save-results was given."""
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        print(f"\n{name}: {json.dumps(result)}")
+        if request.config.getoption("--save-results"):
+            document = {**result, "made_with": made_with(f"pytest {request.node.nodeid} --save-results")}
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+    return keep
+
+
+def made_with(command: str) -> dict[str, Any]:
+    """What a figure depends on besides the code: device, versions, commit, day."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": command,
+        "device": f"{_cpu()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
