@@ -26,7 +26,7 @@ def load_dataset(path: str | Path, image_root: str | Path | None = None) -> Imag
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if not path.exists():
+    if not _exists(path):
         raise DataError(
             f"{path} does not exist: expected an image folder, a split file (.json) or a feature file (.npz)"
         )
@@ -42,3 +42,10 @@ def load_dataset(path: str | Path, image_root: str | Path | None = None) -> Imag
         f"{path} is of no known kind: expected an image folder, a CoOp/Dassl split file (.json) or a feature file "
         "(.npz or .safetensors)"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False

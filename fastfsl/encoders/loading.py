@@ -99,8 +99,8 @@ def _plan(backbone: str, pretrained: str | None) -> _Plan:
     models = open_clip.list_models()
     if name not in models:
         advice = _close(name, models)
-        if Path(backbone).is_dir():
-            advice = f"it is a folder; write {_LOCAL}{backbone}"
+        if _is_file(Path(backbone) / "open_clip_config.json"):
+            advice = f"it is a model folder; write {_LOCAL}{backbone}"
         raise ConfigError(f"unknown backbone {backbone!r}: {advice}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
@@ -109,7 +109,7 @@ def _plan(backbone: str, pretrained: str | None) -> _Plan:
     tag = pretrained.lower().replace("-", "_")
     if tag in tags:
         return _with_quick_gelu(_Plan(name, name, tag=tag), needed=_tag_needs_quick_gelu(name, tag))
-    if Path(pretrained).is_file():
+    if _is_file(pretrained):
         checkpoint = read_checkpoint(pretrained)
         plan = _Plan(name, name, checkpoint=checkpoint)
         return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
@@ -121,13 +121,13 @@ def _plan_from_source(backbone: str, pretrained: str | None) -> _Plan:
     source = f"{_LOCAL}{_TINY_CLIP_FOLDER}" if backbone == TINY_CLIP else backbone
     if source.startswith(_LOCAL):
         config_file = Path(source.removeprefix(_LOCAL)) / "open_clip_config.json"
-        if not config_file.is_file():
+        if not _is_file(config_file):
             raise ConfigError(f"backbone {backbone}: {config_file} is missing; expected a model folder of open_clip")
     if pretrained is None and source.startswith(_LOCAL):
         pretrained = str(_weights_in(Path(source.removeprefix(_LOCAL))))
     if pretrained is None:
         return _Plan(backbone, source)
-    if not Path(pretrained).is_file():
+    if not _is_file(pretrained):
         raise ConfigError(
             f"backbone {backbone} has its own weights; {pretrained!r} is no local checkpoint file to take instead, "
             "and tags go with open_clip's model names"
@@ -255,6 +255,13 @@ def _config(plan: _Plan) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the configuration of {plan.backbone} cannot be read: {error}") from error
     return config if isinstance(config, dict) else {}
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False
 
 
 def _unknown_weights(name: str, pretrained: str, tags: Sequence[str]) -> str:

@@ -24,6 +24,9 @@ def test_dispatch(make_images, tmp_path):
 def test_unknown_paths(make_images, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_dataset(tmp_path / "nowhere")
+    for impossible in ("x" * 5000, "nul\0byte"):
+        with pytest.raises(DataError, match="does not exist"):
+            load_dataset(impossible)
     (tmp_path / "data.csv").touch()
     with pytest.raises(DataError, match="no known kind"):
         load_dataset(tmp_path / "data.csv")

@@ -11,11 +11,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
 from fastfsl.encoders import load_encoder
 from fastfsl.encoders.architecture import models_like
+from fastfsl.encoders.checkpoint_file import read_checkpoint
 from fastfsl.errors import ConfigError, DeviceError
 from fastfsl.images import open_image, preprocess
 
@@ -80,6 +83,9 @@ def _archive(path: Path, model: torch.nn.Module) -> Path:
         ("ViT-B-32", "opnai", r"no weights 'opnai', and no such file exists: did you mean openai\?"),
         ("ViT-B/32", "laion2b-s34b-b79", r"did you mean laion2b_s34b_b79k"),
         ("ViT-B-32", "weights/none.pt", r"checkpoint file weights/none.pt does not exist"),
+        ("ViT-B-32", "x" * 5000, r"no weights 'x+', and no such file exists: expected one of openai, "),
+        ("local-dir:" + "x" * 5000, None, r"open_clip_config.json is missing"),
+        ("ViT-B-32", "a\0b", r"no weights"),
         ("ViT-B-32", None, r"ViT-B-32 needs weights: --pretrained with a tag \(openai, "),
         ("ViT-B-32-quickgelu", "laion2b_e16", r"trained without QuickGELU: use --backbone ViT-B-32$"),
         ("local-dir:/nowhere", None, r"open_clip_config.json is missing"),
@@ -105,6 +111,33 @@ def test_a_download_that_fails_tells_to_pass_a_file(backbone, pretrained, monkey
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(ConfigError, match=r"could not be downloaded or loaded .*(--pretrained FILE|local-dir:FOLDER)"):
         load_encoder(backbone, pretrained)
+
+
+def test_a_hub_model_without_weights_is_refused(model_folder, monkeypatch):
+    """open_clip would log that the weights could not be fetched, and return a random model."""
+
+    def only_the_config(repo_id, filename, **options):
+        if filename == "open_clip_config.json":
+            return str(model_folder / filename)
+        raise OSError("no such file in the repository")
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", only_the_config)
+    with pytest.raises(ConfigError, match="hf-hub:some/model could not be downloaded or loaded"):
+        load_encoder("hf-hub:some/model")
+
+
+def test_text_towers_of_transformers_fetch_nothing_that_a_file_will_replace(tmp_path, monkeypatch, toy):
+    asked = []
+
+    def create(name, pretrained, **options):
+        asked.append(options["pretrained_text"])
+        raise OSError("not made in this test")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    save_file(toy.model().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="could not be made"):
+        load_encoder("roberta-ViT-B-32", tmp_path / "w.safetensors")
+    assert asked == [False]
 
 
 def test_unknown_devices():
@@ -143,13 +176,15 @@ def test_the_tiny_clip_of_the_package():
     assert encoder.encode_texts(["a photo of the digit seven"]).shape == (1, encoder.embed_dim)
 
 
-def test_loading_leaves_the_program_s_logging_alone(model_folder, caplog):
+def test_loading_leaves_the_program_s_logging_alone(model_folder, caplog, monkeypatch):
     root = logging.getLogger()
-    before = list(root.handlers), list(root.filters)
     with caplog.at_level(logging.INFO):
         load_encoder(f"local-dir:{model_folder}")
-    assert (root.handlers, root.filters) == before
     assert not caplog.records
+    monkeypatch.setattr(root, "handlers", [])  # then logging.info() would call logging.basicConfig()
+    load_encoder(f"local-dir:{model_folder}")
+    assert root.handlers == []
+    assert root.filters == []
 
 
 def test_the_digest_tells_weights_and_architectures_apart(toy, tmp_path, model_folder):
@@ -277,6 +312,29 @@ def test_files_that_are_no_checkpoint(toy, tmp_path, registered):
     assert not (tmp_path / "exploded").exists()
 
 
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_give_a_typed_error_or_tensors(tmp_path, data):
+    kind = data.draw(st.sampled_from(["zip", "legacy", "safetensors", "noise"]))
+    tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.half)}
+    path = tmp_path / "w.bin"
+    if kind == "safetensors":
+        save_file(tensors, path)
+    elif kind == "noise":
+        path.write_bytes(data.draw(st.binary(max_size=40)))
+    else:
+        torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=kind == "zip")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 4)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    try:
+        checkpoint = read_checkpoint(path)
+    except ConfigError:
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in checkpoint.state_dict.values())
+
+
 def test_model_folders_without_or_with_too_many_weights(toy, bare_folder, tmp_path):
     with pytest.raises(ConfigError, match="holds no weights"):
         load_encoder(f"local-dir:{bare_folder}")
@@ -338,6 +396,9 @@ def test_an_openai_archive_for_a_model_folder(toy, tmp_path, bare_folder):
     with pytest.warns(UserWarning, match="trained with QuickGELU"):
         encoder = load_encoder(f"local-dir:{bare_folder}", path)
     _assert_same_features(encoder, toy.model(quick_gelu=True))
+    save_file(toy.model(quick_gelu=True).state_dict(), tmp_path / "bare.safetensors")
+    gelu = load_encoder(f"local-dir:{bare_folder}", tmp_path / "bare.safetensors")
+    assert gelu.digest != encoder.digest  # the same weights, but another function
 
 
 @pytest.mark.parametrize(
