@@ -1,0 +1,29 @@
+"""The bundle on disk: manifest, checks, flow plan, atomic writer. Standard library, numpy and safetensors only.
+
+A bundle is a folder; ``manifest.json`` lists the sha256 and size of every other file in it. It is treated as coming
+from a stranger: sizes are bounded before anything is parsed, no listed path can leave the folder, every value is
+checked by hand, and nothing is ever unpickled. Whatever is wrong with it is a ``BundleError`` that names the file and
+the remedy. It is written into a sibling folder and renamed, so it is never half there.
+"""
+
+from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, PRECISIONS, Manifest, bundle_digest, read_manifest
+from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
+from fastfsl.bundle.verify import check_bundle, check_file, read_file
+from fastfsl.bundle.write import staging_folder, write_bundle
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "PRECISIONS",
+    "Manifest",
+    "PlanArrays",
+    "bundle_digest",
+    "check_bundle",
+    "check_file",
+    "read_file",
+    "read_manifest",
+    "read_plan",
+    "staging_folder",
+    "write_bundle",
+    "write_plan",
+]

@@ -1,0 +1,212 @@
+"""The manifest: what a bundle holds and how it was made, every value checked by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from fastfsl.bundle.untrusted import AGAIN, NEWER, is_positive, read_regular, strict_json
+from fastfsl.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PRECISIONS = ("fp32",)
+
+# Thousands of class names and support digests fit in a few MiB.
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds and how it was made.
+
+    Args:
+        format_version: ``FORMAT_VERSION``.
+        method: name of the training method, e.g. "fma".
+        class_names: one label per class, in the order of the logits.
+        embed_dim: width d of the image embeddings.
+        num_steps: M, Euler steps of the flow; 0 leaves the features alone.
+        step_size: Euler step h.
+        precision: "fp32".
+        logit_scale: factor from cosine to logit.
+        preprocessing: ``images.Preprocessing.to_dict()``; None for a bundle trained on features.
+        encoder: {"backbone": str, "pretrained": str or None, "digest": sha256}; None likewise.
+        files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest.
+        versions: package -> version it was made with.
+        metrics: e.g. {"held_out_support": {"accuracy": 0.91, "num_folds": 4}}.
+        parity: largest differences between torch and the exported graphs.
+        training: shots, seed, digests of the support images, and the like.
+        created: ISO 8601 time.
+    """
+
+    format_version: int
+    method: str
+    class_names: tuple[str, ...]
+    embed_dim: int
+    num_steps: int
+    step_size: float
+    precision: str
+    logit_scale: float
+    preprocessing: dict[str, Any] | None
+    encoder: dict[str, Any] | None
+    files: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+    parity: dict[str, Any]
+    training: dict[str, Any]
+    created: str
+
+    def to_json(self) -> bytes:
+        """The manifest as the bytes of ``manifest.json``."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, path: str | os.PathLike[str] = MANIFEST_NAME) -> Manifest:
+        """Parse and check a manifest.
+
+        Args:
+            data: bytes of the file.
+            path: what messages call it.
+
+        Raises:
+            BundleError: anything is missing, unknown, of another type or out of range.
+        """
+        values = strict_json(data, path)
+        version = values.get("format_version")
+        if not _is_int(version) or version < 1:
+            raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
+        if version > FORMAT_VERSION:
+            raise BundleError(f"{path}: format version {version}, this fastfsl reads {FORMAT_VERSION}; {NEWER}")
+        for key in _CHECKS:
+            if key not in values:
+                raise BundleError(f"{path}: the key {key!r} is missing; {AGAIN}")
+        for key, value in values.items():
+            if key not in _CHECKS:
+                raise BundleError(f"{path}: unknown key {key!r}; {NEWER}")
+            expected, holds = _CHECKS[key]
+            if not holds(value):
+                raise BundleError(f"{path}: {key!r} must be {expected}, got {_short(value)}; {AGAIN}")
+        for name in values["files"]:
+            check_relative_path(name, path)
+        parts = {
+            values["encoder"] is not None,
+            values["preprocessing"] is not None,
+            "visual/model.onnx" in values["files"],
+        }
+        if len(parts) > 1:
+            raise BundleError(
+                f"{path}: 'encoder', 'preprocessing' and visual/model.onnx come together or not at all; {AGAIN}"
+            )
+        values["class_names"] = tuple(values["class_names"])
+        values["step_size"] = float(values["step_size"])
+        values["logit_scale"] = float(values["logit_scale"])
+        return cls(**values)
+
+
+def read_manifest(bundle_dir: str | os.PathLike[str]) -> Manifest:
+    """Read and check the manifest of a bundle. The other files are not looked at: see ``check_bundle``.
+
+    Raises:
+        BundleError: there is no bundle, or its manifest is damaged or of an unknown version.
+    """
+    return Manifest.from_json(_manifest_bytes(bundle_dir), Path(bundle_dir) / MANIFEST_NAME)
+
+
+def bundle_digest(bundle_dir: str | os.PathLike[str]) -> str:
+    """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash."""
+    return hashlib.sha256(_manifest_bytes(bundle_dir)).hexdigest()
+
+
+def check_relative_path(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuse whatever could mean a file outside the bundle, on any operating system."""
+    parts = name.split("/")
+    harmless = name.isprintable() and not any(sign in name for sign in '\\:*?"<>|') and len(name) <= 255
+    if not harmless or any(part in ("", ".", "..") for part in parts) or name == MANIFEST_NAME:
+        raise BundleError(f"{path}: the listed file {name!r} is no path inside the bundle; do not trust this bundle")
+
+
+def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
+    folder = Path(bundle_dir)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder; make one with `fastfsl export`")
+    if not os.path.lexists(folder / MANIFEST_NAME):
+        raise BundleError(f"{folder}: no {MANIFEST_NAME} in it, so it is no bundle; make one with `fastfsl export`")
+    return read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_encoder(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and set(value) == {"backbone", "pretrained", "digest"}
+        and _is_name(value["backbone"])
+        and (value["pretrained"] is None or _is_name(value["pretrained"]))
+        and _is_sha256(value["digest"])
+    )
+
+
+def _is_file_entry(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"sha256", "size"}
+        and _is_sha256(value["sha256"])
+        and _is_int(value["size"])
+        and value["size"] >= 0
+    )
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value) is not None
+    except ValueError:
+        return False
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format_version": ("a whole number", _is_int),
+    "method": ("a name", _is_name),
+    "class_names": ("a list of names", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v))),
+    "embed_dim": ("a whole number from 1 to 65536", lambda v: _is_int(v) and 1 <= v <= 65536),
+    "num_steps": ("a whole number from 0 to 1000", lambda v: _is_int(v) and 0 <= v <= 1000),
+    "step_size": ("a number above 0", is_positive),
+    "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: isinstance(v, str) and v in PRECISIONS),
+    "logit_scale": ("a number above 0", is_positive),
+    "preprocessing": ("an object or null", lambda v: v is None or _is_object(v)),
+    "encoder": ("null, or an object with backbone, pretrained and a sha256 digest", _is_encoder),
+    "files": (
+        "an object of {sha256, size} with flow/model.onnx",
+        lambda v: _is_object(v) and "flow/model.onnx" in v and all(map(_is_file_entry, v.values())),
+    ),
+    "versions": ("an object of names", lambda v: _is_object(v) and all(map(_is_name, v.values()))),
+    "metrics": ("an object", _is_object),
+    "parity": ("an object", _is_object),
+    "training": ("an object", _is_object),
+    "created": ("an ISO 8601 time", _is_time),
+}

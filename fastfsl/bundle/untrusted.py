@@ -1,0 +1,106 @@
+"""Reading what a stranger wrote: bounded files, and JSON that means one thing only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from fastfsl.errors import BundleError
+
+# The remedies at the end of a message.
+AGAIN = "the bundle is damaged: export it again"
+NEWER = "it was made by a newer fastfsl: upgrade fastfsl, or export it again with this version"
+
+MAX_JSON_DEPTH = 32
+
+_CHUNK = 2**20
+
+
+def read_regular(path: Path, max_bytes: int, expected_size: int | None = None) -> bytes:
+    """The bytes of a regular file that is no link and not larger than allowed."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path}: expected a regular file, not a folder, link or device; {AGAIN}")
+        if expected_size is not None and status.st_size != expected_size:
+            raise wrong_size(path, expected_size, status.st_size)
+        if status.st_size > max_bytes:
+            raise BundleError(f"{path}: {status.st_size} bytes, more than the {max_bytes} allowed; {AGAIN}")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: the file is missing; {AGAIN}") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size in bytes and sha256 in hex of a regular file, read piece by piece.
+
+    Raises:
+        BundleError: the file is missing, or no regular file.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        raise BundleError(f"{path}: the file is missing; {AGAIN}")
+    if not path.is_file():
+        raise BundleError(f"{path}: expected a regular file; {AGAIN}")
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def wrong_size(path: Path, expected: int, found: int) -> BundleError:
+    """The error for a file of another size than the manifest records."""
+    return BundleError(f"{path}: truncated or altered: expected {expected} bytes, got {found}; {AGAIN}")
+
+
+def strict_json(data: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object without duplicate keys, NaN, infinities, lone surrogates or deep nesting."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise ValueError("a key appears twice")
+        return values
+
+    def no_constant(name: str) -> float:
+        raise ValueError(f"{name} is not a number")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        _check_json(value, MAX_JSON_DEPTH)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path}: expected a JSON object; {AGAIN}")
+    return value
+
+
+def _check_json(value: object, depth: int) -> None:
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_json(key, depth)
+            _check_json(item, depth - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item, depth - 1)
+    elif isinstance(value, str):
+        value.encode("utf-8")  # raises on a lone surrogate
+    elif isinstance(value, int | float) and not abs(value) < 2**63:
+        raise ValueError("a number is too large")
+
+
+def is_positive(value: object) -> bool:
+    """A finite number above 0; a boolean is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

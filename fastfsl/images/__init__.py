@@ -1,0 +1,47 @@
+"""From a file, bytes, PIL image or array to the pixels an encoder sees, bit for bit as open_clip makes them.
+
+Training and the runtime both come through here, so the two cannot drift. Two steps:
+
+``open_image``
+    decodes one source into a PIL image in mode L, LA, RGB or RGBA.
+``preprocess``
+    resizes, crops and converts it into a uint8 array ``(height, width, 3)``: open_clip 3.3's evaluation transform up
+    to, not including, its ``ToTensor`` and ``Normalize`` (the exported encoder divides by 255 and normalises itself).
+
+open_clip converts to RGB *after* it has resized, so the mode an image is opened in shows in the pixels: Pillow resizes
+palette and 1-bit images by nearest neighbour and clips 16-bit ones to white. ``open_image`` therefore settles the mode:
+
+========================================  =====================================================================
+what the source holds                     what ``open_image`` returns
+========================================  =====================================================================
+RGB, L (grey), RGBA, LA                   the same mode; transparency is dropped after the resize, as in open_clip
+palette                                   RGB; RGBA when it has transparency
+1-bit                                     L, 0 or 255
+16-bit grey (PNG, TIFF, PGM; I;16, I)     L, the high byte of each value (values outside 0..65535 are clipped)
+CMYK, YCbCr, HSV, RGBX                    RGB, by Pillow's conversion
+32-bit float (F), LAB                     DataError: it has no agreed range, or Pillow cannot convert it
+animated (GIF, WebP, APNG), multi-page    the first frame
+EXIF orientation 1-8                      turned upright in files and bytes; a PIL image is taken as it stands
+more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded
+zero pixels, truncated, not an image      DataError that names the source
+========================================  =====================================================================
+"""
+
+from typing import TYPE_CHECKING
+
+from fastfsl.images.opening import FORMATS, MAX_PIXELS, open_image, source_name
+from fastfsl.images.preprocessing import RESIZE_MODES, Preprocessing, preprocess
+
+if TYPE_CHECKING:
+    from fastfsl.images.opening import ImageSource
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "RESIZE_MODES",
+    "ImageSource",
+    "Preprocessing",
+    "open_image",
+    "preprocess",
+    "source_name",
+]

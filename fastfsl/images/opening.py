@@ -1,0 +1,196 @@
+"""From a file, bytes, PIL image or array to a PIL image, upright and in one of four modes."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastfsl.errors import DataError, ShapeError
+from fastfsl.images.pillow import pillow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
+
+# Pillow's own error limit at its default settings (twice the 89.5 Mpx at which it warns): 537 MB of RGB.
+MAX_PIXELS = 178_956_970
+
+# What is tried on a file, whatever its extension. Left out on purpose: formats that run another program (EPS runs
+# Ghostscript) and those nobody photographs in.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_EXIF_ORIENTATION = 0x0112
+# The modes that open_clip's transform and ``preprocess`` treat alike, and the only ones ``open_image`` returns.
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")
+_CONVERSIONS = {
+    "1": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+    "La": "LA",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+    "RGBX": "RGB",
+}
+
+
+def source_name(source: object) -> str:
+    """How messages call an image source: its path, or what kind of object it is."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, bytes | bytearray):
+        return f"image bytes ({len(source)} bytes)"
+    shape = getattr(source, "shape", None)
+    if shape is not None:
+        return f"array of shape {tuple(shape)}"
+    size = getattr(source, "size", None)
+    if isinstance(size, tuple) and len(size) == 2:
+        return f"PIL image ({size[0]}x{size[1]} {getattr(source, 'mode', '')})"
+    return f"object of type {type(source).__name__}"
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Decode one image completely, upright and in a mode that open_clip's transform treats well.
+
+    Args:
+        source: path of an image file; the bytes of one; a PIL image; or a uint8 array of shape (H, W), (H, W, 1),
+            (H, W, 3: RGB) or (H, W, 4: RGBA). The content decides the format, never the file name.
+
+    Returns:
+        A PIL image in mode L, LA, RGB or RGBA: the table of ``fastfsl.images`` says which. It may be the image that was
+            passed in.
+
+    Raises:
+        DataError: the source is missing, not an image, truncated, empty or larger than MAX_PIXELS; it is named.
+        ShapeError: an array of another shape or dtype.
+        ConfigError: Pillow is not installed.
+    """
+    image_module = pillow()
+    name = source_name(source)
+    if isinstance(source, str | os.PathLike):
+        return _plain_mode(_decode(_read(Path(source)), name), name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _plain_mode(_decode(bytes(source), name), name)
+    if isinstance(source, image_module.Image):
+        if 0 in source.size:
+            raise DataError(f"{name}: the image has no pixels")
+        return _plain_mode(source, name)
+    if hasattr(source, "__array_interface__"):
+        return _from_array(source, name)
+    raise DataError(f"{name}: expected a path, image bytes, a PIL image or a uint8 array (H, W, 3)")
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or device would block or never end."""
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: expected an image file, this is a folder")
+        if not path.exists():
+            raise DataError(f"{path}: no such image file")
+        if not path.is_file():
+            raise DataError(f"{path}: expected an image file, this is not a regular file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; DataError is one too and passes through
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path!s}: the file cannot be read ({error})") from error
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    """The first frame of an encoded image, fully decoded and turned upright."""
+    image_module = pillow()
+    if not data:
+        raise DataError(f"{name}: the file is empty; expected an image")
+    image_module.init()
+    formats = tuple(format_ for format_ in FORMATS if format_ in image_module.OPEN)
+    try:
+        image = image_module.open(io.BytesIO(data), formats=formats)
+    except image_module.UnidentifiedImageError as error:
+        raise DataError(f"{name}: not an image, or damaged; fastfsl reads {', '.join(formats)}") from error
+    except image_module.DecompressionBombError as error:
+        raise DataError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller ({error})") from error
+    except Exception as error:  # on hostile bytes Pillow's readers raise a dozen types, and plain ones
+        raise DataError(f"{name}: the image cannot be decoded ({type(error).__name__}: {error})") from error
+    width, height = image.size
+    # Pillow's own limit can be switched off by the program around us; this one cannot.
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller")
+    if width * height == 0:
+        raise DataError(f"{name}: the image has no pixels")
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise DataError(
+            f"{name}: the image is truncated or damaged ({type(error).__name__}: {error}); replace the file"
+        ) from error
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the EXIF orientation. An EXIF block that cannot be parsed does not cost the picture."""
+    transpose = pillow().Transpose
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises many types on damaged blocks
+        return image
+    operations = {
+        2: transpose.FLIP_LEFT_RIGHT,
+        3: transpose.ROTATE_180,
+        4: transpose.FLIP_TOP_BOTTOM,
+        5: transpose.TRANSPOSE,
+        6: transpose.ROTATE_270,
+        7: transpose.TRANSVERSE,
+        8: transpose.ROTATE_90,
+    }
+    operation = operations.get(orientation) if isinstance(orientation, int) else None
+    return image if operation is None else image.transpose(operation)
+
+
+def _plain_mode(image: Image.Image, name: str) -> Image.Image:
+    """The image in mode L, LA, RGB or RGBA, by the table of ``fastfsl.images``."""
+    if image.mode in _PLAIN_MODES:
+        if image.mode in ("L", "RGB") and "transparency" in image.info:
+            # A colour key: Pillow would carry it through the conversion to RGB, where it means nothing.
+            image = image.copy()
+            del image.info["transparency"]
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _high_byte(image)
+    target = _CONVERSIONS.get(image.mode)
+    if target is None:
+        raise DataError(f"{name}: images of mode {image.mode} have no agreed range; save it as 8-bit RGB or grey")
+    if image.mode == "P" and "transparency" in image.info:
+        target = "RGBA"
+    try:
+        return image.convert(target)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: mode {image.mode} cannot be converted to {target} ({error})") from error
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    import numpy as np
+
+    values = np.asarray(image).astype(np.int64)
+    grey: Image.Image = pillow().fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    return grey
+
+
+def _from_array(source: object, name: str) -> Image.Image:
+    import numpy as np
+
+    array = np.asarray(source)
+    if array.dtype != np.uint8:
+        raise ShapeError(f"{name}: expected dtype uint8 with values 0..255, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ShapeError(f"{name}: expected (H, W), (H, W, 3) or (H, W, 4): one image, channels last")
+    if array.size == 0:
+        raise DataError(f"{name}: the image has no pixels")
+    image: Image.Image = pillow().fromarray(np.ascontiguousarray(array))
+    return image
