@@ -4,12 +4,12 @@ import statistics
 import time
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.flow import VelocityField, build_plan, euler, normalize
+from fastfsl.runtime.session import create_session
 
 DIM, BLOCKS, STEPS, THREADS, CLASSES = 512, 12, 10, 2, 100
 # Speed-ups that must hold, by batch. Reached where they were first measured: 9.4, 8.0 and 4.1.
@@ -27,11 +27,8 @@ def executors():
         for parameter in field.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.5 / DIM**0.5 if parameter.ndim > 1 else 0.02))
     classes = normalize(torch.randn(CLASSES, DIM)).numpy()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.log_severity_level = 3
     model = flow_graph(build_plan(field, STEPS, 1 / STEPS).to_arrays(), classes, 100.0)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = create_session(model.SerializeToString(), "flow/model.onnx", device="cpu", num_threads=THREADS)
 
     @torch.inference_mode()
     def plain(x):

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from fastfsl.bundle import Manifest, staging_folder, write_bundle, write_plan
+from fastfsl.bundle import Manifest, seal_bundle, staging_folder, write_plan
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.model_card import model_card
 from fastfsl.export.parity import flow_parity, visual_parity
@@ -66,7 +66,7 @@ def export_run(
 
         fields = _manifest_fields(run, parity)
         (staging / CARD).write_text(model_card(fields), encoding="utf-8")
-        manifest = write_bundle(target, fields, staging, force=force)
+        manifest = seal_bundle(staging, fields)
         stage("written", 4)
     return manifest
 

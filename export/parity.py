@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from fastfsl.encoders import Encoder
-from fastfsl.errors import BundleError, ConfigError
+from fastfsl.errors import BundleError
 from fastfsl.export.visual_graph import pixels_to_embedding
 from fastfsl.flow import FlowPlan, class_logits, normalize, run_plan
+from fastfsl.runtime.session import Session, create_session
 
 # One baked-in batch size would pass any single one of these.
 BATCHES = (1, 2, 5)
@@ -30,7 +31,7 @@ def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
     Raises:
         BundleError: if they differ by more than rounding.
     """
-    session = _session(model)
+    session = _session(model, "visual/model.onnx")
     reference = pixels_to_embedding(encoder).cpu()
     rng = np.random.default_rng(_SEED)
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
@@ -60,7 +61,7 @@ def flow_parity(
     Raises:
         BundleError: if they differ by more than rounding.
     """
-    session = _session(model)
+    session = _session(model, "flow/model.onnx")
     generator = torch.Generator().manual_seed(_SEED)
     embeddings = torch.from_numpy(class_embeddings)
     errors, cosines, probability_errors = [], [], []
@@ -107,14 +108,6 @@ def _check_shape(name: str, got: NDArray[np.float32], expected: NDArray[np.float
         raise BundleError(f"the exported graph's {name} has shape {got.shape}, expected {expected.shape}")
 
 
-def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401  # onnxruntime is untyped
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            "exporting checks the graphs with ONNX Runtime, which is not installed: "
-            'pip install "fastfsl[cpu]" (or "fastfsl[gpu]")'
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def _session(model: onnx.ModelProto, name: str) -> Session:
+    """The session that the runtime would make on the CPU."""
+    return create_session(model.SerializeToString(), name, device="cpu")

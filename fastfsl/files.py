@@ -1,5 +1,6 @@
 """Outputs that are never half there: written under a temporary name beside the target, then renamed onto it."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastfsl.errors import ConfigError
+
+# A full disk is met wherever something is written, and does not name the file.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -60,7 +64,12 @@ def staged_directory(target: Path, *, marker: str, force: bool = False) -> Itera
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
     try:
-        yield staging
+        try:
+            yield staging
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS and not str(error.filename).startswith(str(staging)):
+                raise
+            raise _cannot_write(target, error) from error
         check_output(target, marker=marker, force=force)
         with _writing(target):
             _replace(staging, target)
@@ -90,7 +99,11 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror or error}; choose another output") from error
+        raise _cannot_write(target, error) from error
+
+
+def _cannot_write(target: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {target}: {error.strerror or error}; choose another output")
 
 
 def _replace(staging: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ the remedy. It is written into a sibling folder and renamed, so it is never half
 from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, PRECISIONS, Manifest, bundle_digest, read_manifest
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
 from fastfsl.bundle.verify import check_bundle, check_file, read_file
-from fastfsl.bundle.write import staging_folder, write_bundle
+from fastfsl.bundle.write import seal_bundle, staging_folder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,7 +23,7 @@ __all__ = [
     "read_file",
     "read_manifest",
     "read_plan",
+    "seal_bundle",
     "staging_folder",
-    "write_bundle",
     "write_plan",
 ]

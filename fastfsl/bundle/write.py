@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,46 +12,39 @@ from typing import Any
 
 from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from fastfsl.bundle.untrusted import hash_file
-from fastfsl.errors import BundleError, ConfigError
-from fastfsl.files import check_output, staged_directory
+from fastfsl.errors import BundleError
+from fastfsl.files import staged_directory
 
 
 @contextlib.contextmanager
 def staging_folder(directory: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """A hidden, empty sibling of ``directory`` to prepare a bundle in; removed at the end unless it was moved.
+    """An empty folder to put a bundle's files in; it becomes ``directory`` when the block ends, sealed.
 
-    Enter it before the long work: an output that exists or cannot be written is refused here.
-
-    Raises:
-        ConfigError: see ``write_bundle``.
-    """
-    target = Path(os.path.normpath(Path(directory).absolute()))
-    check_output(target, marker=MANIFEST_NAME, force=force)
-    staging = target.with_name(f".{target.name}.staging-{secrets.token_hex(4)}")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror or error}; choose another output") from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def write_bundle(
-    directory: str | os.PathLike[str], manifest_fields: Mapping[str, Any], staging: Path, *, force: bool = False
-) -> Manifest:
-    """Hash the staged files, write the manifest last, and move everything onto ``directory`` in one rename.
+    Enter it before the long work: an output that exists or cannot be written is refused here. An error inside the
+    block, or a block that ends without ``seal_bundle``, leaves nothing behind.
 
     Args:
         directory: where the bundle goes.
-        manifest_fields: the fields of ``Manifest`` but ``format_version`` and ``files``; ``created`` may be left out.
-        staging: folder with the bundle's other files, on the same file system (``staging_folder`` makes one). It is
-            moved away.
         force: replace a bundle (or an empty folder) that is there. Anything else is never deleted.
 
     Raises:
         ConfigError: the output exists, or cannot be written.
+        BundleError: the block did not seal the bundle.
+    """
+    with staged_directory(Path(directory), marker=MANIFEST_NAME, force=force) as staging:
+        yield staging
+        if not (staging / MANIFEST_NAME).is_file():
+            raise BundleError(f"{directory}: nothing was written, because the bundle was not sealed")
+
+
+def seal_bundle(staging: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
+    """Hash the staged files and write the manifest, the last thing that happens to a bundle.
+
+    Args:
+        staging: the folder that ``staging_folder`` gave, with the bundle's other files.
+        manifest_fields: the fields of ``Manifest`` but ``format_version`` and ``files``; ``created`` may be left out.
+
+    Raises:
         BundleError: the fields do not make a valid manifest, or a staged file is not a regular file.
     """
     values = {
@@ -67,13 +58,7 @@ def write_bundle(
     except (TypeError, ValueError) as error:
         raise BundleError(f"the manifest's fields must be finite JSON values: {error}") from error
     manifest = Manifest.from_json(encoded)
-    with staged_directory(Path(directory), marker=MANIFEST_NAME, force=force) as complete:
-        try:
-            (staging / MANIFEST_NAME).write_bytes(manifest.to_json())
-            complete.rmdir()
-            staging.rename(complete)
-        except OSError as error:
-            raise ConfigError(f"cannot write {directory}: {error.strerror or error}; choose another output") from error
+    (staging / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
 
 

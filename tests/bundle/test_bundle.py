@@ -42,7 +42,7 @@ def _write(target: Path, fields=FIELDS, names=FILES, **options) -> Manifest:
         for name in names:
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(name.encode())
-        return bundle.write_bundle(target, fields, staging, **options)
+        return bundle.seal_bundle(staging, fields)
 
 
 @pytest.fixture
@@ -381,10 +381,16 @@ def test_invalid_fields_never_become_a_bundle(tmp_path, change, message):
 
 
 def test_links_are_not_staged(tmp_path):
-    with bundle.staging_folder(tmp_path / "bundle") as staging:
+    with pytest.raises(BundleError, match="regular files"), bundle.staging_folder(tmp_path / "bundle") as staging:
         (staging / "link").symlink_to("/etc/hostname")
-        with pytest.raises(BundleError, match="regular files"):
-            bundle.write_bundle(tmp_path / "bundle", FIELDS, staging)
+        bundle.seal_bundle(staging, FIELDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_was_not_sealed_is_not_written(tmp_path):
+    with pytest.raises(BundleError, match="not sealed"), bundle.staging_folder(tmp_path / "bundle") as staging:
+        (staging / "model.onnx").write_bytes(b"all there is")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_created_is_filled_in(tmp_path):

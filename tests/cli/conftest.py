@@ -103,7 +103,7 @@ def write_bundle() -> Callable[..., Path]:
             if with_encoder:
                 (staging / "visual").mkdir()
                 (staging / "visual" / "model.onnx").write_bytes(_visual())
-            bundle.write_bundle(target, manifest, staging)
+            bundle.seal_bundle(staging, manifest)
         return target
 
     return write

@@ -74,7 +74,7 @@ def test_the_plan_is_read_not_only_hashed(fastfsl, write_bundle, tmp_path):
         np.savez(staging / "flow" / "plan.npz", a=np.zeros(3))
         (staging / "flow" / "plan.npz").rename(staging / "flow" / "plan.safetensors")
         fields = {**json.loads((path / "manifest.json").read_bytes())}
-        bundle.write_bundle(tmp_path / "other", {k: v for k, v in fields.items() if k != "files"}, staging)
+        bundle.seal_bundle(staging, {k: v for k, v in fields.items() if k != "files"})
     result = fastfsl("inspect", tmp_path / "other")
     assert result.exit_code == 2
     assert "plan.safetensors" in result.stderr.replace("\n", "")

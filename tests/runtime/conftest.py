@@ -129,7 +129,7 @@ def write(reference) -> Callable[..., Path]:
                 if data is not None:
                     (staging / name).parent.mkdir(exist_ok=True)
                     (staging / name).write_bytes(data)
-            bundle.write_bundle(target, {**manifest, **fields}, staging)
+            bundle.seal_bundle(staging, {**manifest, **fields})
         return target
 
     return write_bundle

@@ -1,0 +1,76 @@
+"""Write the tables of README.md from benchmarks/results: `python benchmarks/tables.py [--check]`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def demo_table() -> str:
+    """Accuracy, latency and size of the demo, five seeds."""
+    result = _read("demo")
+    lines = [
+        "| | accuracy % (mean ± sd) | ms/image, batch 1 | ms/image, batch 32 | size MB |",
+        "|---|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| {row['name']} | {100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_sd']:.1f} | "
+        f"{row['ms_per_image_batch_1']:.2f} | {row['ms_per_image_batch_32']:.2f} | {row['size_bytes'] / 1e6:.1f} |"
+        for row in result["rows"]
+    )
+    note = f"{result['num_samples']} test scans, five seeds; {_device(result)}."
+    return "\n".join([*lines, "", note])
+
+
+def flow_table() -> str:
+    """The exported flow against the plain module."""
+    results = [_read(f"flow_graph_batch_{batch}") for batch in (1, 32, 256)]
+    lines = [
+        "The flow alone, as exported, against the plain module in torch eager (width 512, 12 blocks, 10 steps, 2 threads):",
+        "",
+        "| batch | torch eager, ms | the bundle's graph, ms | times faster |",
+        "|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| {row['batch']} | {row['plain_ms']:.1f} | {row['exported_ms']:.1f} | {row['speed_up']:.1f} |"
+        for row in results
+    )
+    return "\n".join([*lines, "", f"{_device(results[0])}."])
+
+
+def with_tables(text: str) -> str:
+    """README.md with its tables made anew."""
+    for name, table in (("demo", demo_table()), ("flow", flow_table())):
+        start, end = f"<!-- {name}-table -->", f"<!-- /{name}-table -->"
+        head, _, rest = text.partition(start)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{start}\n{table}\n{end}{tail}"
+    return text
+
+
+def main() -> int:
+    """Rewrite README.md, or with --check say whether it is current."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    made = with_tables(text)
+    if "--check" in sys.argv[1:]:
+        return int(made != text)
+    readme.write_text(made, encoding="utf-8")
+    return 0
+
+
+def _read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _device(result: dict[str, Any]) -> str:
+    made = result["made_with"]
+    return f"{made['device']}, torch {made['versions']['torch']}, ONNX Runtime {made['versions']['onnxruntime']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastfsl.data import FeatureDataset, read_folder
+from fastfsl.data.scoring import digest_of, features_to_score, images_to_score, score
+from fastfsl.errors import DataError, ShapeError
+
+NAMES = ("ant", "bee", "cow")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in NAMES[:2]:
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(3):
+                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{index}.png")
+    return tmp_path
+
+
+def test_score_by_sample_by_class_and_over_classes():
+    labels = np.array([0, 0, 0, 2])
+    evaluation = score(np.array([0, 0, 1, 2]), labels, NAMES, num_unreadable=1)
+    assert evaluation.accuracy == 0.75
+    assert evaluation.class_accuracy == {"ant": pytest.approx(2 / 3), "cow": 1.0}
+    assert evaluation.macro_accuracy == pytest.approx(5 / 6)
+    assert (evaluation.num_samples, evaluation.num_unreadable) == (4, 1)
+
+
+def test_labels_are_those_of_the_classifier_not_of_the_data(folder):
+    classes = ("cow", "bee", "ant")
+    images = images_to_score(read_folder(folder), "test", classes, set(), print)
+    assert {(sample.path.parent.name, sample.label) for sample in images.samples} == {("ant", 2), ("bee", 1)}
+
+
+def test_a_class_the_classifier_does_not_know_is_refused(folder):
+    with pytest.raises(DataError, match="'bee'"):
+        images_to_score(read_folder(folder), "test", ("ant", "cow"), set(), print)
+
+
+def test_a_flat_folder_leaves_out_what_was_trained_on(folder):
+    flat = read_folder(folder / "train")
+    seen = {digest_of(folder / "train" / "ant" / "0.png")}
+    images = images_to_score(flat, "test", NAMES, seen, print)
+    assert (len(images.samples), images.num_excluded) == (5, 1)
+    everything = {digest_of(sample.path) for sample in flat.split("train")}
+    with pytest.raises(DataError, match="every image"):
+        images_to_score(flat, "test", NAMES, everything, print)
+
+
+def test_a_test_image_that_was_trained_on_is_warned_of(folder):
+    heard: list[str] = []
+    seen = {digest_of(folder / "test" / "ant" / "0.png")}
+    images = images_to_score(read_folder(folder), "test", NAMES, seen, heard.append)
+    assert len(images.samples) == 6
+    assert len(heard) == 1
+    assert "1 of the 6" in heard[0]
+
+
+def test_a_damaged_image_is_named_and_counted(folder):
+    (folder / "test" / "ant" / "0.png").write_bytes(b"no image")
+    heard: list[str] = []
+    images = images_to_score(read_folder(folder), "test", NAMES, set(), heard.append)
+    assert (len(images.samples), images.num_unreadable) == (5, 1)
+    assert "0.png" in heard[0]
+
+
+def test_features_are_checked_against_the_classifier():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4, 6)).astype(np.float32)
+    labels = np.array([0, 1, 0, 1])
+    embeddings = rng.normal(size=(2, 6)).astype(np.float32)
+    dataset = FeatureDataset(NAMES[:2], {"train": (features, labels), "test": (features, labels)}, embeddings)
+    got, mapped = features_to_score(dataset, "test", ("cow", "bee", "ant"), 6)
+    np.testing.assert_array_equal(got, features)
+    np.testing.assert_array_equal(mapped, [2, 1, 2, 1])
+    with pytest.raises(ShapeError, match="width 8"):
+        features_to_score(dataset, "test", NAMES, 8)
+    with pytest.raises(DataError, match="'bee'"):
+        features_to_score(dataset, "test", ("ant",), 6)
