@@ -29,7 +29,8 @@ def flow_table() -> str:
     """The exported flow against the plain module."""
     results = [_read(f"flow_graph_batch_{batch}") for batch in (1, 32, 256)]
     lines = [
-        "The flow alone, as exported, against the plain module in torch eager (width 512, 12 blocks, 10 steps, 2 threads):",
+        "The flow alone, as exported, against the plain module in torch eager",
+        "(width 512, 12 blocks, 10 steps, 2 threads):",
         "",
         "| batch | torch eager, ms | the bundle's graph, ms | times faster |",
         "|---|---|---|---|",

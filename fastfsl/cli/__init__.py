@@ -1,6 +1,7 @@
 """The fastfsl command line: one file per command, imports inside. The help text is the documentation."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -11,7 +12,7 @@ from fastfsl.cli.doctor import doctor
 from fastfsl.cli.evaluate import evaluate
 from fastfsl.cli.export import export
 from fastfsl.cli.inspect import inspect
-from fastfsl.cli.output import print_error
+from fastfsl.cli.output import print_error, warn
 from fastfsl.cli.predict import predict
 from fastfsl.cli.train import train
 from fastfsl.errors import FastFSLError
@@ -22,13 +23,28 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001  # the signature of warnings.showwarning
+    lineno: int,  # noqa: ARG001
+    file: object = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Warnings meant for the user as one line; those meant for developers not at all."""
+    if issubclass(category, UserWarning):
+        warn(str(message))
+
+
 def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
     """The command with bad input reported in one line and exit code 2, and Ctrl-C with exit code 130."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
         except FastFSLError as error:
             print_error(str(error))
             raise typer.Exit(BAD_INPUT) from error

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fastfsl.cli.output import stderr, warn
+from fastfsl.cli.output import stderr, stdout_kept_clean, warn
 
 
 class ProgressReporter:
@@ -28,7 +28,7 @@ class ProgressReporter:
 
 @contextmanager
 def reporting() -> Iterator[ProgressReporter]:
-    """A reporter whose bars are on stderr while the block runs, and gone after it."""
+    """A reporter whose bars are on stderr while the block runs, and gone after it; so is what libraries print."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as progress:
+    with stdout_kept_clean(), Progress(*columns, console=stderr(), transient=True) as progress:
         yield ProgressReporter(progress)

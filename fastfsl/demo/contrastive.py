@@ -73,11 +73,11 @@ class Recipe:
         seed: Seed of initialisation and data.
     """
 
-    steps: int = 1600
-    batch_size: int = 128
+    steps: int = 2400
+    batch_size: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 100
+    warmup_steps: int = 200
     ema_decay: float = 0.995
     digit_share: float = 0.5
     warp: Warp = field(default_factory=Warp)

@@ -1,5 +1,6 @@
 """Pretraining: the loss, a short run, and the weights that ship."""
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 from fastfsl.demo import contrastive, fonts, pretrain
 from fastfsl.demo.digits import CLASS_NAMES, TEMPLATES, tiny_clip_dir
+from fastfsl.demo.glyphs import Warp
 
 LOCAL = f"local-dir:{tiny_clip_dir()}"
 
@@ -48,7 +50,7 @@ def test_captions_hold_the_demos_prompts():
 
 
 def test_batches_keep_the_share_of_digits(small_atlas):
-    batches = contrastive.GlyphBatches(small_atlas, digit_share=0.5, warp=contrastive.Warp(), seed=0)
+    batches = contrastive.GlyphBatches(small_atlas, digit_share=0.5, warp=Warp(), seed=0)
     images, concepts = batches.draw(400)
     assert images.shape == (400, 3, 32, 32)
     assert -1 <= images.min() < images.max() <= 1
@@ -127,7 +129,7 @@ def test_the_report_holds_for_the_shipped_weights():
 
 def test_the_recipe_of_the_report_is_the_committed_one():
     report = json.loads((tiny_clip_dir() / pretrain.REPORT_FILE).read_text())
-    ours = json.loads(json.dumps(pretrain.dataclasses.asdict(contrastive.Recipe())))
+    ours = json.loads(json.dumps(dataclasses.asdict(contrastive.Recipe())))
     assert report["recipe"] == ours
 
 
