@@ -1,11 +1,12 @@
 """The flow matching loss."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastfsl.flow.path import PathSample
+from fastfsl.flow.solver import VelocityFunction
 
 
-def flow_matching_loss(velocity_field: nn.Module, sample: PathSample) -> Tensor:
+def flow_matching_loss(velocity_field: VelocityFunction, sample: PathSample) -> Tensor:
     """Mean over samples of sum_dims (v(x_t, t) - u)^2.
 
     Args:
@@ -17,5 +18,4 @@ def flow_matching_loss(velocity_field: nn.Module, sample: PathSample) -> Tensor:
 
     Source: FMA (arXiv 2510.14543), training objective.
     """
-    velocity: Tensor = velocity_field(sample.x_t, sample.t)
-    return (velocity - sample.target_velocity).square().sum(dim=-1).mean()
+    return (velocity_field(sample.x_t, sample.t) - sample.target_velocity).square().sum(dim=-1).mean()

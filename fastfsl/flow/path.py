@@ -58,6 +58,14 @@ class LinearPath:
         if not self.scale >= 0:
             raise ConfigError(f"expected a noise scale >= 0, got {self.scale}")
 
+    def clamp(self, t: Tensor) -> Tensor:
+        """Times kept where the noised path has a finite target."""
+        if self.noise == "bridge":
+            return t.clamp(0.0, BRIDGE_MAX_T)
+        if self.noise == "interpolant":
+            return t.clamp(INTERPOLANT_MARGIN, 1.0 - INTERPOLANT_MARGIN)
+        return t
+
     def sample(
         self, x_0: Tensor, x_1: Tensor, t: Tensor, *, sigma: Tensor | None = None, eps: Tensor | None = None
     ) -> PathSample:
@@ -81,11 +89,8 @@ class LinearPath:
         if self.noise == "bridge":
             if sigma is None:
                 raise ConfigError("the bridge needs sigma, the standard deviation of the source features by dimension")
-            t = t.clamp(0.0, BRIDGE_MAX_T)
             spread = self.scale * sigma
-        elif self.noise == "interpolant":
-            t = t.clamp(INTERPOLANT_MARGIN, 1.0 - INTERPOLANT_MARGIN)
-
+        t = self.clamp(t)
         time = t[:, None]
         x_t = torch.lerp(x_0, x_1, time)
         if self.noise == "none":

@@ -55,9 +55,9 @@ class Block(nn.Module):
         self.first = nn.Linear(dim, dim)
         self.second = nn.Linear(dim, dim)
 
-    def forward(self, h: Tensor, silu_y: Tensor) -> Tensor:
-        """Apply the block to h (n, d) under SiLU(y) (n, d) or (1, d)."""
-        shift, scale, gate = self.modulation(silu_y).chunk(3, dim=-1)
+    def forward(self, h: Tensor, silu_y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Apply the block to h (n, d) under SiLU(y) (n, d) or (1, d), or under its given rows."""
+        shift, scale, gate = _modulate(self.modulation, silu_y, rows).chunk(3, dim=-1)
         hidden = functional.silu(self.first(torch.addcmul(shift, self.norm(h), 1.0 + scale)))
         return torch.addcmul(h, gate, self.second(hidden))
 
@@ -72,9 +72,9 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, h: Tensor, silu_y: Tensor) -> Tensor:
+    def forward(self, h: Tensor, silu_y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Read the velocity (n, d) off h (n, d)."""
-        shift, scale = self.modulation(silu_y).chunk(2, dim=-1)
+        shift, scale = _modulate(self.modulation, silu_y, rows).chunk(2, dim=-1)
         velocity: Tensor = self.output(torch.addcmul(shift, self.norm(h), 1.0 + scale))
         return velocity
 
@@ -110,12 +110,14 @@ class VelocityField(nn.Module):
             if name.endswith(("modulation", "final.output")) and isinstance(module, nn.Linear):
                 nn.init.zeros_(module.weight)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         """Velocity at x.
 
         Args:
             x: features, (n, d).
             t: times, (n,), or (1,) when all samples share one time.
+            rows: where several samples share a time: `t` holds the T distinct ones and `rows` (n,) says which is
+                whose. The modulations, three fifths of the field's work, are then computed T times and not n times.
 
         Returns:
             v, (n, d).
@@ -128,6 +130,11 @@ class VelocityField(nn.Module):
         silu_y = functional.silu(self.time_embedding(t))
         h = self.input(x)
         for block in self.blocks:
-            h = block(h, silu_y)
-        velocity: Tensor = self.final(h, silu_y)
+            h = block(h, silu_y, rows)
+        velocity: Tensor = self.final(h, silu_y, rows)
         return velocity
+
+
+def _modulate(modulation: nn.Linear, silu_y: Tensor, rows: Tensor | None) -> Tensor:
+    modulations: Tensor = modulation(silu_y)
+    return modulations if rows is None else modulations[rows]

@@ -103,3 +103,15 @@ def test_warmup_then_cosine():
     assert factor(4) == 1.0
     assert factor(14) == pytest.approx(0.5)
     assert factor(24) == pytest.approx(0.0)
+
+
+def test_shared_times_are_spread_over_the_interval_and_all_used():
+    from fastfsl.fit.flow_training import _draw_times
+
+    torch.manual_seed(0)
+    times, rows = _draw_times(100, 16, torch.device("cpu"))
+    assert [int(time * 16) for time in times] == list(range(16))
+    assert set(rows.tolist()) == set(range(16))
+    own, each = _draw_times(10, 16, torch.device("cpu"))
+    assert len(own) == 10
+    assert each.tolist() == list(range(10))

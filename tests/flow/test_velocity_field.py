@@ -88,6 +88,14 @@ def test_loss_sums_over_dims_and_averages_over_samples():
     assert flow_matching_loss(Constant(), sample).item() == pytest.approx((3 + 4) / 2)
 
 
+def test_shared_times_are_the_same_field(field):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 48, generator=generator, dtype=torch.float64)
+    times = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    rows = torch.tensor([0, 1, 1, 0, 1, 0])
+    torch.testing.assert_close(field(x, times, rows), field(x, times[rows]))
+
+
 def test_wrong_width_is_named(field):
     with pytest.raises(ShapeError, match="48"):
         field(torch.zeros(2, 47, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
