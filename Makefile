@@ -57,7 +57,7 @@ types: $(INSTALLED)  ## mypy --strict over all rooms
 
 wheel: $(INSTALLED)  ## build dist/*.tar.gz and, from it, dist/*.whl; look into the wheel
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --quiet --outdir dist
 	$(BIN)/check-wheel-contents dist
 
 wheel-test: wheel  ## the fast test suite against the wheel, away from the sources
