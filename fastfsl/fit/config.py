@@ -3,10 +3,10 @@
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fastfsl.errors import ConfigError
 from fastfsl.fit.fma import FlowMatchingAlignment
@@ -15,6 +15,9 @@ METHODS: dict[str, type[FlowMatchingAlignment]] = {"fma": FlowMatchingAlignment}
 
 # Set by the training itself, from the configuration's own `seed` and `device` and from the encoder.
 _RESERVED = ("seed", "device", "logit_scale")
+
+# numpy's and scikit-learn's random states take 32 bits.
+_MAX_SEED = 2**32 - 1
 
 
 class TrainConfig(BaseModel):
@@ -38,7 +41,7 @@ class TrainConfig(BaseModel):
 
     method: str = "fma"
     shots: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=_MAX_SEED)
     backbone: str = "ViT-B-16"
     pretrained: str | None = None
     templates: str | list[str] = "generic"
@@ -67,7 +70,7 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
     """
     values = {**_read_yaml(path), **{key: value for key, value in (flags or {}).items() if value is not None}}
     method = values.get("method", "fma")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     own = set(TrainConfig.model_fields) - {"params"}
     known = {name for name in inspect.signature(METHODS[method]).parameters if name not in _RESERVED}
@@ -76,14 +79,25 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
         close = difflib.get_close_matches(str(unknown[0]), own | known, n=1)
         advice = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(own | known))}"
         raise ConfigError(f"unknown option {unknown[0]!r} for method {method!r}: {advice}")
-    params = {key: value for key, value in values.items() if key in known}
     try:
+        params = _checked_params(method, {key: value for key, value in values.items() if key in known})
         return TrainConfig(**{key: value for key, value in values.items() if key in own}, params=params)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
             f"option {'.'.join(map(str, first['loc']))!r}: {first['msg']}, got {first['input']!r}"
         ) from error
+
+
+def _checked_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters in the types of the estimator's signature: YAML reads 2e-4 as text, for one.
+
+    Raises:
+        ValidationError: if a value is of another type.
+    """
+    types = get_type_hints(METHODS[method].__init__)
+    checked: BaseModel = create_model("Parameters", **{name: (types[name], ...) for name in params})(**params)
+    return checked.model_dump()
 
 
 def _read_yaml(path: Path | None) -> dict[str, Any]:

@@ -32,6 +32,14 @@ def test_an_empty_file_changes_nothing(tmp_path):
         ("- a\n- b", "option: value"),
         ("a: [", "cannot read"),
         ("1: 2", "option: value"),
+        ("epochs: abc", "'epochs'"),
+        ("num_steps: 2.5", "'num_steps'"),
+        ("batch_size: 1.5", "'batch_size'"),
+        ("num_folds: x", "'num_folds'"),
+        ("noise: gauss", "'noise'"),
+        ("noise: [bridge]", "'noise'"),
+        ("method: [fma]", "unknown method"),
+        ("seed: 4294967296", "'seed'"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, words):
@@ -39,6 +47,14 @@ def test_bad_files_are_named(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_config(file)
+
+
+def test_numbers_in_the_form_that_yaml_reads_as_text(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 2e-4\ntimes_per_batch: null\nepochs: 10.0\n")
+    params = load_config(file).params
+    assert params == {"learning_rate": 2e-4, "times_per_batch": None, "epochs": 10}
+    assert type(params["epochs"]) is int
 
 
 def test_missing_file_is_named(tmp_path):
