@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fastfsl.data import Episode
-from fastfsl.errors import BundleError, FastFSLError
+from fastfsl.errors import BundleError, DeviceError, FastFSLError
 from fastfsl.files import staged_directory
 from fastfsl.fit.config import METHODS, TrainConfig
 from fastfsl.fit.fma import FlowMatchingAlignment
@@ -95,7 +95,7 @@ class Run:
         """
         with staged_directory(folder, marker=RUN_FILE, force=force) as staging:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.estimator.state().items()}
-            save_file(state, staging / MODEL_FILE)
+            (staging / MODEL_FILE).write_bytes(save(state))  # safetensors' save_file would make it private
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -104,7 +104,8 @@ class Run:
         """Read a run folder.
 
         Raises:
-            BundleError: if a file is missing, damaged or of another version.
+            BundleError: if a file is missing, damaged, of another version or at odds with the others.
+            DeviceError: if `device` cannot be used.
         """
         for name in (RUN_FILE, EPISODE_FILE, MODEL_FILE):
             if not (folder / name).is_file():
@@ -114,14 +115,31 @@ class Run:
             state = load_file(folder / MODEL_FILE)
             estimator = METHODS[record.config.method](**{**record.params, "device": device})
             estimator.restore(state, StepSelection(**record.selection))
+            _check_consistent(record, estimator)
             return cls(record, Episode.load(folder / EPISODE_FILE), estimator)
         except ValidationError as error:
             first = error.errors()[0]
             raise BundleError(
                 f"{folder / RUN_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train it again"
             ) from error
-        except (SafetensorError, UnicodeDecodeError, KeyError, TypeError, FastFSLError) as error:
+        except DeviceError:
+            raise
+        except (SafetensorError, OSError, UnicodeDecodeError, KeyError, TypeError, FastFSLError) as error:
             raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
+
+
+def _check_consistent(record: RunRecord, estimator: FlowMatchingAlignment) -> None:
+    """Refuse a record that does not describe the tensors beside it."""
+    num_classes, dim = estimator.class_embeddings_.shape
+    curve = estimator.selection_.accuracy_by_step
+    for what, expected, found in (
+        ("class_names", num_classes, len(record.class_names)),
+        ("embed_dim", dim, record.embed_dim),
+        ("logit_scale", estimator.logit_scale, record.logit_scale),
+        ("accuracy_by_step", estimator.max_steps + 1 if curve else 0, len(curve)),
+    ):
+        if found != expected:
+            raise BundleError(f"{RUN_FILE} and {MODEL_FILE} disagree on {what}: expected {expected}, got {found}")
 
 
 def selection_record(selection: StepSelection) -> dict[str, Any]:
