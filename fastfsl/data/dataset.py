@@ -100,5 +100,29 @@ class FeatureDataset:
         return int(self.class_embeddings.shape[1])
 
 
+def check_distinct(where: Path, class_names: tuple[str, ...]) -> None:
+    """Classes of two data sets are matched by name, and predictions given by name, so no two may share one.
+
+    Raises:
+        DataError: Two classes have one name; it is given with both labels.
+    """
+    label_of: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        first = label_of.setdefault(name, label)
+        if first != label:
+            raise DataError(
+                f"{where}: labels {first} and {label} are both called {name!r}: give each class its own name"
+            )
+
+
+def is_text(name: str) -> bool:
+    """Whether UTF-8 can say it: lone surrogates, such as stand for a file name's undecodable bytes, it cannot."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _no_such_split(where: Path | str, name: str, splits: Iterable[str]) -> str:
     return f"{where} has no {name!r} split, only {', '.join(map(repr, splits))}: choose one of these"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray
+from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray, check_distinct
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.files import staged_file
 
@@ -216,6 +216,7 @@ def _class_names(path: Path, names: _AnyArray | None, num_classes: int) -> tuple
     empty = next((label for label, name in enumerate(listed) if not name.strip()), None)
     if empty is not None:
         raise DataError(f"{path}: class_names[{empty}] is empty")
+    check_distinct(path, listed)
     return listed
 
 

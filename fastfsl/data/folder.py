@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample
+from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, is_text
 from fastfsl.data.natural_order import natural_key
 from fastfsl.errors import DataError
 
@@ -102,6 +102,9 @@ def _class_names(root: Path, by_split: dict[str, dict[str, Path]]) -> tuple[str,
                 f"{root}: {_listed(unknown)} in {split}/ but not in train/; every class needs images to learn from, "
                 "and class folders must be spelt alike in every split"
             )
+    for name in reference:
+        if not is_text(name):
+            raise DataError(f"{root}: the folder name {name!r} is not UTF-8, so no class can be called so: rename it")
     if len(reference) < 2:
         raise DataError(f"{root} holds one class only ({_listed(reference)}): at least two are needed to tell apart")
     return tuple(sorted(reference, key=natural_key))

@@ -11,7 +11,7 @@ import json
 import reprlib
 from pathlib import Path, PurePosixPath
 
-from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample
+from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, check_distinct, is_text
 from fastfsl.data.natural_order import natural_key
 from fastfsl.errors import DataError
 
@@ -90,7 +90,7 @@ def _item(path: Path, split: str, row: int, item: object) -> tuple[str, int, str
     if not name.strip():
         raise DataError(f"{where} has an empty class name")
     parts = PurePosixPath(relative).parts
-    if not parts or relative.startswith("/") or ".." in parts or "\0" in relative or not _encodable(relative + name):
+    if not parts or relative.startswith("/") or ".." in parts or "\0" in relative or not is_text(relative + name):
         raise DataError(f"{where} has path {reprlib.repr(relative)}: expected one below the image folder, without '..'")
     return relative, label, name
 
@@ -116,7 +116,9 @@ def _class_names(path: Path, listed: dict[str, list[tuple[str, int, str]]]) -> t
     if learnt and (unlearnt := sorted(set(names) - learnt)):
         shown = ", ".join(f"{label} ({names[label]!r})" for label in unlearnt[:5])
         raise DataError(f'{path}: {len(unlearnt)} classes have no image in "train", such as {shown}')
-    return tuple(names[label] for label in range(len(names)))
+    class_names = tuple(names[label] for label in range(len(names)))
+    check_distinct(path, class_names)
+    return class_names
 
 
 def _find_image_root(path: Path, listed: dict[str, list[tuple[str, int, str]]]) -> Path:
@@ -138,11 +140,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # such as a name too long for the file system
         return False
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

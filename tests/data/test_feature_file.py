@@ -123,6 +123,7 @@ _TRAIN, _EMBEDDINGS = _arrays()["train_features"], _arrays()["class_embeddings"]
         ({"train_features": None}, DataError, "no array 'train_features'"),
         ({"class_names": np.array(["a", "b"])}, ShapeError, r"class_names has shape \(2,\), expected \(3,\)"),
         ({"class_names": np.array(["a", " ", "c"])}, DataError, r"class_names\[1\] is empty"),
+        ({"class_names": np.array(["a", "b", "a"])}, DataError, "labels 0 and 2 are both called 'a'"),
         ({"logit_scale": np.float32(0)}, DataError, "logit_scale is 0.0"),
         ({"logit_scale": np.float32(np.nan)}, DataError, "logit_scale is nan"),
         ({"logit_scale": np.ones(2)}, ShapeError, r"logit_scale has shape \(2,\)"),
@@ -202,6 +203,7 @@ def test_round_trip(tmp_path, suffix, data):
             st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip),
             min_size=num_classes,
             max_size=num_classes,
+            unique=True,
         )
     )
     dataset = FeatureDataset(

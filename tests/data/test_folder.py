@@ -82,6 +82,12 @@ def test_unusable_layouts(make_images, files, message):
         read_folder(root)
 
 
+def test_a_class_folder_whose_name_is_no_text_is_refused(make_images):
+    root = make_images("ok/1.png", f"{os.fsdecode(bytes([99, 97, 102, 233]))}/1.png")
+    with pytest.raises(DataError, match=r"'caf\\udce9' is not UTF-8"):
+        read_folder(root)
+
+
 def test_missing_folder_and_file_in_its_place(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "nowhere", tmp_path / "file"):

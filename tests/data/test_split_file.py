@@ -78,6 +78,7 @@ def test_missing_images_are_counted_and_named(write_split):
         ('{"train": [["\\ud800.png", 0, "a"]]}', "path"),
         ({"train": [["a.png", 0, "a"], ["b.png", 0, "b"]]}, r"train\[1\] calls label 0 'b', elsewhere it is 'a'"),
         ({"train": [["a.png", 0, "a"], ["b.png", 2, "b"]]}, "label 1 is never used"),
+        ({"train": [["a.png", 0, "a"], ["b.png", 1, "a"]]}, "labels 0 and 1 are both called 'a'"),
         ({"train": [["a.png", 0, "a"]]}, r"one class only \('a'\)"),
         ({"train": [["a.png", 0, "a"]], "test": [["b.png", 1, "b"]]}, r'1 classes have no image in "train"'),
         ({"train": [["x" * 300, 0, "a"], ["b.png", 1, "b"]]}, "image root"),
@@ -117,7 +118,7 @@ def test_whatever_json_it_is_a_data_set_or_a_data_error(tmp_path, content):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=12),
-    st.lists(st.text("abc äß", min_size=1, max_size=5).filter(str.strip), min_size=4, max_size=4),
+    st.lists(st.text("abc äß", min_size=1, max_size=5).filter(str.strip), min_size=4, max_size=4, unique=True),
 )
 def test_round_trip(tmp_path, rows, names):
     labels = sorted({label for _, label in rows} | {0, 1})
