@@ -35,7 +35,7 @@ def class_embeddings(
     """
     resolved = resolve_templates(templates)
     prompts = [prompt for name in class_names for prompt in fill(resolved, name)]
-    _warn_of_cut(encoder, prompts)
+    _warn_of_likeness(encoder, class_names, prompts)
     parts = [
         encoder.encode_texts(prompts[start : start + _TEXTS_PER_BATCH])
         for start in range(0, len(prompts), _TEXTS_PER_BATCH)
@@ -45,16 +45,17 @@ def class_embeddings(
     return embeddings
 
 
-def _warn_of_cut(encoder: Encoder, prompts: Sequence[str]) -> None:
-    """Warn of prompts that no longer differ once cut to the model's context."""
+def _warn_of_likeness(encoder: Encoder, class_names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Warn of two classes whose prompts the model cannot tell apart: alike but for case, or cut to its context."""
     tokens = encoder.tokenizer(list(prompts))
-    seen: dict[tuple[int, ...], str] = {}
-    for prompt, row in zip(prompts, tokens.tolist(), strict=True):
-        first = seen.setdefault(tuple(row), prompt)
-        if first != prompt:
+    names = [name for name in class_names for _ in range(len(prompts) // len(class_names))]
+    seen: dict[tuple[int, ...], tuple[str, str]] = {}
+    for name, prompt, row in zip(names, prompts, tokens.tolist(), strict=True):
+        first, first_prompt = seen.setdefault(tuple(row), (name, prompt))
+        if first != name:
             warnings.warn(
-                f"the model reads {first!r} and {prompt!r} as the same text (it takes {tokens.shape[1]} tokens): "
-                "shorten or change the class names",
+                f"the model reads {first_prompt!r} and {prompt!r} as the same text (it takes {tokens.shape[1]} "
+                f"tokens), so it cannot tell the classes {first!r} and {name!r} apart: change the class names",
                 stacklevel=3,
             )
             return

@@ -45,6 +45,15 @@ def test_classes_that_read_alike_are_warned_of(encoder):
         class_embeddings(encoder, [f"{long} cat", f"{long} dog"])
 
 
+def test_classes_that_differ_in_underscores_alone_are_warned_of(encoder):
+    with pytest.warns(UserWarning, match="cannot tell the classes 'red_kite' and 'red kite' apart"):
+        class_embeddings(encoder, ["red_kite", "red kite"])
+
+
+def test_a_template_given_twice_is_no_likeness_of_classes(encoder):
+    class_embeddings(encoder, ["cat", "dog"], ["a {}.", "a {}."])  # a warning would be an error here
+
+
 def test_bad_templates_and_names(encoder):
     with pytest.raises(ConfigError, match="exactly once"):
         class_embeddings(encoder, ["cat", "dog"], "a {} {}")
