@@ -48,6 +48,8 @@ class Augmentation:
                 limit = "0 < least <= greatest <= 1" if name == "scale" else "0 < least <= greatest"
                 raise ConfigError(f"augmentation {name}: expected {limit}, got {(low, high)}")
             object.__setattr__(self, name, (low, high))
+        if not isinstance(self.horizontal_flip, bool):
+            raise ConfigError(f"augmentation horizontal_flip: expected true or false, got {self.horizontal_flip!r}")
         if self.interpolation not in {"bicubic", "bilinear"}:
             raise ConfigError(f"augmentation interpolation: expected bicubic or bilinear, got {self.interpolation!r}")
 

@@ -114,6 +114,7 @@ def test_seeds_of_views_are_all_different():
         ({"ratio": (1.0, float("nan"))}, "augmentation ratio"),
         ({"ratio": ("a", "b")}, "expected two numbers"),
         ({"interpolation": "lanczos"}, "bicubic or bilinear"),
+        ({"horizontal_flip": "no"}, "expected true or false, got 'no'"),
     ],
 )
 def test_impossible_augmentations(options, message):
