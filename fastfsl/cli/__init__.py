@@ -1,7 +1,9 @@
 """The fastfsl command line: one file per command, imports inside. The help text is the documentation."""
 
 import functools
+import io
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec
@@ -49,6 +51,11 @@ def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except FastFSLError as error:
             print_error(str(error))
             raise typer.Exit(BAD_INPUT) from error
+        except BrokenPipeError:  # `| head` has seen enough: typer ends the program quietly
+            raise
+        except OSError as error:  # what no room foresaw: permissions, impossible names, a vanished disk
+            print_error(str(error))
+            raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             print_error("interrupted; nothing half-written was left behind")
             raise typer.Exit(INTERRUPTED) from error
@@ -73,4 +80,7 @@ def main() -> None:
     # OpenMP threads that spin while they wait stall each other on a busy machine: a training step of 50 ms took 2500 on
     # two cores shared with one other process. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Names that the terminal's encoding does not have are shown escaped; they do not end the program.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

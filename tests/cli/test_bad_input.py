@@ -242,6 +242,23 @@ def test_a_corrupt_image_is_an_error_in_predict(refused, image_bundle, tmp_path)
     refused("predict", image_bundle, tmp_path / "good.png", tmp_path / "bad.png", words=["bad.png"])
 
 
+def test_impossible_names(refused, image_bundle, features):
+    name = "x" * 5000
+    refused("inspect", name, words=["too long"])
+    refused("predict", image_bundle, name, words=["too long"])
+    refused("evaluate", name, features(), words=["too long"])
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle", class_names=("\xe9lan", "\u65e5\u672c", "cow"))
+    picture(tmp_path / "a.png")
+    command = [sys.executable, "-c", "from fastfsl.cli import main; main()", "predict", str(path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([*command, str(tmp_path / "a.png")], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\xe9lan" in done.stdout
+
+
 def test_ctrl_c_in_training_leaves_nothing_half_written(features, tmp_path):
     data = features()
     (tmp_path / "c.yaml").write_text("epochs: 100000\nnum_folds: 2\n")
