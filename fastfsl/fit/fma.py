@@ -19,6 +19,9 @@ from fastfsl.flow.readout import class_logits, normalize
 from fastfsl.flow.solver import check_steps
 from fastfsl.flow.velocity_field import VelocityField
 
+# `normalize` divides by no less than this, so a shorter row would not come out with length 1.
+_SHORTEST = 1e-12
+
 
 class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """FMA: a velocity field moves image features toward the text feature of their class in a few Euler steps.
@@ -179,7 +182,11 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
     def score(self, features: ArrayLike, labels: ArrayLike) -> float:
         """Accuracy on features (n, d) with labels (n,), a fraction."""
-        return float((self.predict(features) == np.asarray(labels)).mean())
+        predicted = self.predict(features)
+        expected = np.asarray(labels)
+        if expected.shape != predicted.shape:  # numpy would compare each with each
+            raise ShapeError(f"expected labels {predicted.shape}, one a sample, got {expected.shape}")
+        return float((predicted == expected).mean())
 
     @property
     def num_parameters_(self) -> int:
@@ -255,13 +262,17 @@ def _resolve_device(device: str) -> torch.device:
 
 
 def _finite(values: ArrayLike, name: str, device: torch.device) -> Tensor:
-    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    try:
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"expected {name} to be an array of numbers: {error}") from error
     if array.dtype.kind not in "fiu" or array.size == 0:
         raise ShapeError(f"expected {name} to be a non-empty array of numbers, got {array.dtype} {array.shape}")
     if not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DataError(f"expected finite {name}, got NaN or infinity (first in row {row}): remove or repair that row")
-    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+    with np.errstate(over="ignore"):  # what float32 cannot hold turns into infinity, which `_unit` refuses
+        return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
 
 
 def _unit(tensor: Tensor, name: str) -> Tensor:
@@ -269,6 +280,10 @@ def _unit(tensor: Tensor, name: str) -> Tensor:
     if bool((norms == 0).any()):
         row = int(torch.nonzero(norms == 0)[0][0])
         raise DataError(f"expected non-zero {name}, got a zero vector in row {row}: it has no direction; remove it")
+    extreme = ~((norms > _SHORTEST) & torch.isfinite(norms))
+    if bool(extreme.any()):
+        row = int(torch.nonzero(extreme)[0][0])
+        raise DataError(f"expected {name} that float32 can normalise, got an extreme length in row {row}: rescale it")
     return normalize(tensor)
 
 

@@ -131,6 +131,10 @@ def _features(**changes):
     [
         ({"features": np.full((8, 6), np.nan)}, DataError, "NaN"),
         ({"features": np.zeros((8, 6))}, DataError, "zero vector in row 0"),
+        ({"features": np.full((8, 6), 1e-20)}, DataError, "extreme length in row 0"),
+        ({"features": np.full((8, 6), 1e30)}, DataError, "extreme length in row 0"),
+        ({"features": np.full((8, 6), 1e200)}, DataError, "extreme length in row 0"),
+        ({"features": [[1.0], [1.0, 2.0]]}, ShapeError, "array of numbers"),
         ({"features": np.zeros((0, 6))}, ShapeError, "non-empty"),
         ({"features": np.ones((8, 5))}, ShapeError, "5 and 6"),
         ({"features": np.ones(8)}, ShapeError, r"\(n, d\)"),
@@ -163,6 +167,12 @@ def test_bad_arrays_are_named(quick, changes, error, words):
 def test_bad_parameters_are_named(params, error, words):
     with pytest.raises(error, match=words):
         FlowMatchingAlignment(**params).fit(**_features())
+
+
+def test_a_score_needs_one_label_a_sample(fitted):
+    estimator, problem = fitted
+    with pytest.raises(ShapeError, match=r"labels \(100,\), one a sample, got \(100, 1\)"):
+        estimator.score(problem.test_features, problem.test_labels[:, None])
 
 
 def test_unfitted_says_so():
