@@ -9,11 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastfsl.bundle import PlanArrays
 from fastfsl.errors import ShapeError
+from fastfsl.flow.velocity_field import NORM_EPS
 
 # LayerNormalization needs 17; 18 is what the torch exporter emits for the encoder.
 OPSET = 18
 IR_VERSION = 10
-NORM_EPS = 1e-6
 # torch.nn.functional.normalize divides by max(norm, 1e-12).
 UNIT_EPS = 1e-12
 
