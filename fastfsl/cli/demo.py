@@ -159,13 +159,22 @@ def _claim(out: Path, *, force: bool) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not out.is_dir() or not (out / DEMO_FILE).is_file():
             raise ConfigError(f"{out} exists and is not a demo's folder, so it is not touched: choose another --out")
-        if not force and json.loads((out / DEMO_FILE).read_text(encoding="utf-8")).get("complete"):
+        if not force and _is_finished(out / DEMO_FILE):
             raise ConfigError(f"{out} holds a finished demo: pass --force to replace it, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / DEMO_FILE).write_text('{"complete": false}\n', encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def _is_finished(file: Path) -> bool:
+    """Whether a demo ended here; what cannot be read is none that did."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(document, dict) and bool(document.get("complete"))
 
 
 def _zero_shot(encoder: "Encoder", run: "Run", batch: list["Image.Image"]) -> None:
