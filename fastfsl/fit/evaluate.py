@@ -55,7 +55,7 @@ def run_encoder(run: Run, *, device: str = "cpu") -> Encoder:
 
     Raises:
         DataError: if the run was trained on features.
-        BundleError: if the weights found now are not those of the training.
+        BundleError: if the weights found now, or what they want done to an image, are not those of the training.
     """
     record = run.record.encoder
     if record is None:
@@ -65,5 +65,11 @@ def run_encoder(run: Run, *, device: str = "cpu") -> Encoder:
         raise BundleError(
             f"the weights of {record.backbone} ({record.pretrained}) are not those this run was trained with "
             f"(expected digest {record.digest[:12]}, got {encoder.digest[:12]}): restore the checkpoint or train again"
+        )
+    if encoder.preprocessing.to_dict() != record.preprocessing:
+        raise BundleError(
+            f"{record.backbone} ({record.pretrained}) prepares images differently than when this run was trained "
+            f"(expected {record.preprocessing}, got {encoder.preprocessing.to_dict()}): restore its "
+            "open_clip_config.json or train again"
         )
     return encoder

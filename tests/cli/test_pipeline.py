@@ -1,6 +1,7 @@
 """Images and features through train, evaluate, export and predict, on the tiny CLIP of the package."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,18 @@ def test_every_kind_of_source_gives_the_torch_probabilities(trained, exported, d
     np.testing.assert_allclose(classifier.embed(paths), encoder.encode_images(pixels).numpy(), atol=1e-5)
 
 
+def test_an_encoder_that_prepares_images_differently_now_is_refused(run_fastfsl, trained, digits, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["encoder"]["preprocessing"]["mean"] = [0.4, 0.4, 0.4]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    for command in (("evaluate", tmp_path / "run", digits), ("export", tmp_path / "run", tmp_path / "bundle")):
+        result = run_fastfsl(*command)
+        assert result.exit_code == 2
+        assert "prepares images differently" in " ".join(result.stderr.split())
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_predict_classifies_files(run_fastfsl, exported, digits):
     files = sorted((digits / "test").rglob("*.png"))
     result = run_fastfsl("predict", exported[0], digits / "test", "--top-k", 2, "--json")
@@ -172,8 +185,6 @@ def test_a_flat_folder_is_scored_on_what_was_not_trained_on(run_fastfsl, exporte
 
 
 def test_scoring_what_was_trained_on_is_warned_of(run_fastfsl, exported, digits, tmp_path):
-    import shutil
-
     leaky = tmp_path / "leaky"
     shutil.copytree(digits / "train", leaky / "train")
     shutil.copytree(digits / "train", leaky / "test")
