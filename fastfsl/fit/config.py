@@ -96,7 +96,8 @@ def _checked_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
         ValidationError: if a value is of another type.
     """
     types = get_type_hints(METHODS[method].__init__)
-    checked: BaseModel = create_model("Parameters", **{name: (types[name], ...) for name in params})(**params)
+    fields: dict[str, Any] = {name: (types[name], ...) for name in params}
+    checked: BaseModel = create_model("Parameters", **fields)(**params)
     return checked.model_dump()
 
 
