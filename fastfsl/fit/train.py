@@ -180,14 +180,24 @@ def _image_support(
         logit_scale=encoder.logit_scale,
         kind=dataset.kind,
         encoder=EncoderRecord(
-            backbone=encoder.backbone,
-            pretrained=encoder.pretrained,
+            backbone=_lasting(encoder.backbone),
+            pretrained=None if encoder.pretrained is None else _lasting(encoder.pretrained),
             digest=encoder.digest,
             preprocessing=encoder.preprocessing.to_dict(),
         ),
         templates=list(templates),
         digests=[digest_of(path) for path in paths],
     )
+
+
+def _lasting(name: str) -> str:
+    """A model's name or a tag as it is; a folder's or file's so that it means the same from any working folder."""
+    scheme, separator, folder = name.partition(":")
+    if separator and scheme == "local-dir":
+        return f"local-dir:{Path(folder).absolute()}"
+    path = Path(name)
+    looks_like_file = bool(path.suffix) or len(path.parts) > 1  # a file called as a tag must not stand in for it
+    return str(path.absolute()) if looks_like_file and path.is_file() else name
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

@@ -159,6 +159,26 @@ def test_an_encoder_that_prepares_images_differently_now_is_refused(run_fastfsl,
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_run_finds_its_checkpoint_from_any_folder(run_fastfsl, digits, config, cache, tmp_path, monkeypatch):
+    import fastfsl.demo
+
+    shutil.copytree(Path(fastfsl.demo.__file__).parent / "tiny_clip", tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    options = ("--shots", 2, "--config", config)
+    trained = [
+        ("folder", "--backbone", "local-dir:models/tiny"),
+        ("file", "--backbone", "tiny-clip", "--pretrained", "models/tiny/open_clip_model.safetensors"),
+    ]
+    for run, *model in trained:
+        result = run_fastfsl("train", digits, "--out", run, *model, *options)
+        assert result.exit_code == 0, result.stderr
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for run, *_ in trained:
+        result = run_fastfsl("evaluate", tmp_path / run, digits)
+        assert result.exit_code == 0, result.stderr
+
+
 def test_predict_classifies_files(run_fastfsl, exported, digits):
     files = sorted((digits / "test").rglob("*.png"))
     result = run_fastfsl("predict", exported[0], digits / "test", "--top-k", 2, "--json")
