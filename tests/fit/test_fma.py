@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,18 @@ def test_noise_augmentations_train(make_problem, quick, noise):
     estimator = FlowMatchingAlignment(**quick, noise=noise, noise_scale=0.1, num_steps=7)
     estimator.fit(problem.features, problem.labels, problem.class_embeddings)
     assert estimator.score(problem.test_features, problem.test_labels) > 0.9
+
+
+@pytest.mark.parametrize(
+    "params", [{"noise": "bridge"}, {"noise": "interpolant", "noise_scale": 0.1}, {"times_per_batch": None}]
+)
+def test_options_of_the_recipe_reach_the_training(make_problem, params):
+    problem = make_problem(shots=8)  # one batch of 32 with its 16 shared times
+    quick: dict[str, Any] = {"num_blocks": 1, "epochs": 20, "num_steps": 5, "learning_rate": 3e-3}
+    arrays = (problem.features, problem.labels, problem.class_embeddings)
+    plain = FlowMatchingAlignment(**quick).fit(*arrays)
+    other = FlowMatchingAlignment(**quick, **params).fit(*arrays)
+    assert np.abs(other.transport(problem.features) - plain.transport(problem.features)).max() > 1e-3
 
 
 def test_state_restores_the_estimator(fitted):
