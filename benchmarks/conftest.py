@@ -2,6 +2,10 @@
 
 import json
 import os
+
+# Before torch is imported: waiting OpenMP threads sleep, so that those of one side do not take the other's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import platform
 import subprocess
 from collections.abc import Callable

@@ -11,6 +11,7 @@ from fastfsl.errors import ConfigError
 from fastfsl.flow.coupling import pair_with_class
 from fastfsl.flow.loss import flow_matching_loss
 from fastfsl.flow.path import LinearPath, Noise
+from fastfsl.flow.solver import VelocityFunction
 from fastfsl.flow.velocity_field import VelocityField
 
 EpochCallback = Callable[[int, int], None]
@@ -108,7 +109,7 @@ def train_velocity_field(
                 times = path.clamp(times)
                 sample = path.sample(sources[batch], targets[batch], times[rows], sigma=sigma)
                 optimizer.zero_grad()
-                flow_matching_loss(lambda x, _, times=times, rows=rows: field(x, times, rows), sample).backward()
+                flow_matching_loss(_at_times(field, times, rows), sample).backward()
                 optimizer.step()
                 schedule.step()
             if on_epoch is not None:
@@ -123,6 +124,16 @@ def _draw_times(num_samples: int, num_times: int | None, device: torch.device) -
         return torch.rand(num_samples, device=device), rows
     times = (torch.arange(num_times, device=device) + torch.rand(num_times, device=device)) / num_times
     return times, rows % num_times  # the batch is in random order, so this is a random assignment
+
+
+def _at_times(field: VelocityField, times: Tensor, rows: Tensor) -> VelocityFunction:
+    """The field as a function of x alone, at times that are fixed by batch."""
+
+    def velocity(x: Tensor, _t: Tensor) -> Tensor:
+        result: Tensor = field(x, times, rows)
+        return result
+
+    return velocity
 
 
 def warmup_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
 from fastfsl.images import Preprocessing
 from fastfsl.runtime.image_reader import ImageReader, chunks, image_items
 from fastfsl.runtime.prediction import Prediction, rank, softmax
-from fastfsl.runtime.session import Session, check_count, create_session, installed_onnxruntimes
+from fastfsl.runtime.session import Session, check_count, create_row_session, create_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
     from fastfsl.images import ImageSource
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _VISUAL = "visual/model.onnx"
 _FLOW = "flow/model.onnx"
+# Embeddings computed at once: at 256 the weights are read once for many rows and the activations still fit in a cache.
+_ROWS_AT_ONCE = 256
 
 
 class Classifier:
@@ -64,7 +66,8 @@ class Classifier:
             path: the bundle's folder.
             device: "cpu"; "cuda", which fails unless every part really runs there; "auto", CUDA where it comes up.
             num_threads: threads of one operator on the CPU; None uses all this process may use.
-            max_batch: largest number of images or rows computed at once; it bounds the memory.
+            max_batch: largest number of images computed at once; it bounds the memory. Embeddings, which are small,
+                are computed 256 at once, or `max_batch` if that is more.
 
         Raises:
             BundleError: the bundle is incomplete, altered, or of an unknown version.
@@ -77,12 +80,12 @@ class Classifier:
             if name not in (_VISUAL, _FLOW):  # these two are checked as they are read
                 bundle.check_file(path, manifest, name)
 
-        def session(name: str) -> Session:
+        def session(name: str, create: Callable[..., Session]) -> Session:
             model = bundle.read_file(path, manifest, name)
-            return create_session(model, str(Path(path) / name), device=device, num_threads=num_threads)
+            return create(model, str(Path(path) / name), device=device, num_threads=num_threads)
 
         width = manifest.embed_dim
-        flow = session(_FLOW)
+        flow = session(_FLOW, create_row_session)
         heads = {"features": [width], "logits": [len(manifest.class_names)]}
         _check_graph(Path(path) / _FLOW, flow, {"image_embeds": [width]}, heads)
         _check_class_count(Path(path) / _FLOW, flow, manifest)
@@ -93,7 +96,7 @@ class Classifier:
             except DataError as error:
                 raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
             reader = ImageReader(preprocessing)
-            visual = session(_VISUAL)
+            visual = session(_VISUAL, create_session)
             shape = [*preprocessing.image_size, 3]
             _check_graph(Path(path) / _VISUAL, visual, {"images": shape}, {"image_embeds": [width]})
         origin = {
@@ -232,7 +235,8 @@ class Classifier:
         return [self._logits(rows[part]) for part in self._slices(len(rows))]
 
     def _slices(self, count: int) -> list[slice]:
-        return [slice(start, start + self._max_batch) for start in range(0, count, self._max_batch)]
+        step = max(self._max_batch, _ROWS_AT_ONCE)
+        return [slice(start, start + step) for start in range(0, count, step)]
 
     def _run(self, session: Session, output: str, feed: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         result: np.ndarray[Any, Any] = session.run([output], feed)[0]

@@ -74,8 +74,8 @@ def test_batches_never_exceed_max_batch(bundle_dir, photos, monkeypatch):
     classifier.predict(photos)
     assert sizes == [4, 4, 4, 4, 1, 1]
     sizes.clear()
-    classifier.feature_probabilities(np.ones((9, 6)))
-    assert sizes == [4, 4, 1]
+    classifier.feature_probabilities(np.ones((600, 6)))
+    assert sizes == [256, 256, 88]
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (4, 4), (5, 4), (1000, 4)])

@@ -22,6 +22,8 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 class FakeOnnxruntime:
     """An onnxruntime that lists CUDA, whose sessions come up on ``comes_up`` or raise."""
 
+    __version__ = "1.31.1"
+
     def __init__(self, comes_up, raises=None):
         self.comes_up, self.raises = comes_up, raises
         self.asked, self.preloaded = [], False
@@ -115,14 +117,33 @@ def test_threads_reach_the_session(monkeypatch):
     def recording(model, options, **arguments):
         created["threads"] = options.intra_op_num_threads
         created["spinning"] = options.get_session_config_entry("session.intra_op.allow_spinning")
+        if created["spinning"] == "1":
+            created["microseconds"] = options.get_session_config_entry("session.intra_op.spin_duration_us")
         return real(model, options, **arguments)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
     create_session(SQUARE_MODEL, "model", device="cpu", num_threads=3)
-    assert created == {"threads": 3, "spinning": "0"}
+    brief = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 31)
+    assert created == {"threads": 3, "spinning": "0"} | ({"spinning": "1", "microseconds": "5"} if brief else {})
     monkeypatch.setattr(session_module, "default_threads", lambda: 2)
     create_session(SQUARE_MODEL, "model", device="cpu")
     assert created["threads"] == 2
+
+
+def test_an_onnxruntime_that_would_spin_without_bound_does_not_spin(monkeypatch):
+    entries = {}
+
+    add = onnxruntime.SessionOptions.add_session_config_entry
+
+    def recording(self, key, value):
+        entries[key] = value
+        add(self, key, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", recording)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.2")
+    create_session(SQUARE_MODEL, "model", device="cpu")
+    assert entries["session.intra_op.allow_spinning"] == "0"
+    assert "session.intra_op.spin_duration_us" not in entries
 
 
 def test_the_models_bytes_are_let_go():

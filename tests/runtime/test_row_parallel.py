@@ -1,0 +1,74 @@
+import threading
+
+import numpy as np
+import pytest
+
+from fastfsl.runtime import Classifier
+from fastfsl.runtime.row_parallel import ROWS_PER_THREAD, RowParallelSession
+from fastfsl.runtime.session import create_row_session
+
+
+class Doubling:
+    """A session that doubles its input and remembers how many rows it was given, and by which thread."""
+
+    def __init__(self, fails=False):
+        self.calls: list[tuple[int, str]] = []
+        self.fails = fails
+
+    def run(self, output_names, input_feed):
+        rows = input_feed["x"]
+        self.calls.append((len(rows), threading.current_thread().name))
+        if self.fails:
+            raise RuntimeError("no")
+        return [2 * rows, rows.sum(axis=1)]
+
+    def get_inputs(self):
+        return []
+
+    def get_outputs(self):
+        return []
+
+    def get_providers(self):
+        return ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3 * ROWS_PER_THREAD - 1])
+def test_few_rows_stay_together(count):
+    shared, single = Doubling(), Doubling()
+    rows = np.arange(2 * count).reshape(count, 2)
+    doubled, _ = RowParallelSession(shared, single, 3).run(None, {"x": rows})
+    np.testing.assert_array_equal(doubled, 2 * rows)
+    assert [size for size, _ in shared.calls] == [count]
+    assert single.calls == []
+
+
+@pytest.mark.parametrize("count", [3 * ROWS_PER_THREAD, 100, 257])
+def test_many_rows_are_shared_out_and_come_back_in_order(count):
+    shared, single = Doubling(), Doubling()
+    rows = np.arange(2 * count).reshape(count, 2)
+    doubled, sums = RowParallelSession(shared, single, 3).run(None, {"x": rows})
+    np.testing.assert_array_equal(doubled, 2 * rows)
+    np.testing.assert_array_equal(sums, rows.sum(axis=1))
+    sizes = [size for size, _ in single.calls]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+    assert shared.calls == []
+
+
+def test_an_error_in_a_part_is_the_calls_error():
+    with pytest.raises(RuntimeError, match="no"):
+        RowParallelSession(Doubling(), Doubling(fails=True), 2).run(None, {"x": np.ones((64, 2))})
+
+
+def test_a_classifier_gives_the_same_on_one_thread_and_on_three(bundle_dir):
+    rows = np.random.default_rng(0).normal(size=(100, 6))
+    one = Classifier.load(bundle_dir, device="cpu", num_threads=1)
+    three = Classifier.load(bundle_dir, device="cpu", num_threads=3)
+    np.testing.assert_allclose(three.feature_probabilities(rows), one.feature_probabilities(rows), atol=1e-6)
+    np.testing.assert_allclose(three.transport(rows), one.transport(rows), atol=1e-6)
+
+
+def test_one_thread_keeps_the_weights_once(bundle_dir):
+    model = (bundle_dir / "flow" / "model.onnx").read_bytes()
+    assert not isinstance(create_row_session(model, "flow", device="cpu", num_threads=1), RowParallelSession)
+    assert isinstance(create_row_session(model, "flow", device="cpu", num_threads=2), RowParallelSession)
