@@ -5,7 +5,7 @@ import torch
 from fastfsl.fit import selection as selection_module
 from fastfsl.fit.flow_training import FlowRecipe, warmup_cosine
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.selection import select_num_steps
+from fastfsl.fit.selection import best_step, select_num_steps
 
 
 def choose(features, plain, labels, embeddings, **options):
@@ -53,6 +53,14 @@ def test_constant_accuracy_takes_no_step(make_problem, trainings):
     chosen = choose(problem.features[:, None], problem.features, problem.labels, problem.class_embeddings)
     assert len(set(chosen.accuracy_by_step)) == 1
     assert chosen.num_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "step"),
+    [([0.5, 0.7, 0.7, 0.6], 2), ([0.5, 0.5, 0.5], 0), ([0.9, 0.8, 0.9], 0), ([0.1, 0.3, 0.2], 1), ([1.0], 0)],
+)
+def test_the_latest_of_equals_unless_no_step_helps(accuracy, step):
+    assert best_step(np.array(accuracy)) == step
 
 
 def test_folds_are_no_more_than_the_smallest_class_allows(make_problem, trainings):
