@@ -41,9 +41,10 @@ demo: $(INSTALLED)  ## train, export and classify on the embedded default; write
 test: $(INSTALLED)  ## the fast test suite
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) contracts  ## ruff, its formatter, and who may import whom
+lint: $(INSTALLED) contracts  ## ruff, its formatter, who may import whom, README's tables against their results
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python benchmarks/tables.py --check
 
 # Both read the sources through typetree/, where kernels/ and export/ lie below fastfsl/. lint-imports puts its working
 # directory first on the path, so it has to start there.
@@ -69,8 +70,8 @@ runtime-test: wheel demo-out/bundle/manifest.json  ## the wheel with [cpu] alone
 demo-out/bundle/manifest.json:
 	$(MAKE) demo
 
-bench: $(INSTALLED)  ## the benchmarks
-	$(BIN)/python -m pytest benchmarks
+bench: $(INSTALLED)  ## the benchmarks; writes benchmarks/results/ and the tables of README.md
+	$(BIN)/python -m pytest benchmarks --save-results; code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
 clean:  ## remove what the other targets made, but for .venv
 	rm -rf build dist demo-out typetree *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .import_linter_cache

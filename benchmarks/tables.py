@@ -58,6 +58,10 @@ def main() -> int:
     text = readme.read_text(encoding="utf-8")
     made = with_tables(text)
     if "--check" in sys.argv[1:]:
+        if made != text:
+            sys.stderr.write(
+                "README.md's tables are not those of benchmarks/results: run python benchmarks/tables.py\n"
+            )
         return int(made != text)
     readme.write_text(made, encoding="utf-8")
     return 0

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from fastfsl.errors import ConfigError
 
+# File systems allow 255 bytes a name; the temporary name adds some of its own.
+_MAX_NAME = 230
+
 # A full disk is met wherever something is written, and does not name the file.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -89,6 +92,8 @@ def check_output(target: Path, *, marker: str, force: bool = False) -> None:
         ours = target.is_dir() and not target.is_symlink() and (target / marker).is_file()
         if not ours and not (target.is_dir() and not any(target.iterdir())):
             raise ConfigError(f"{target} exists and holds no {marker}, so it is not replaced: choose another output")
+    if len(os.fsencode(target.name)) > _MAX_NAME:
+        raise ConfigError(f"cannot write {target}: its name is too long for a file system; choose another output")
     parent = next(folder for folder in _absolute(target).parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write {target}: {parent} is not a writable folder; choose another output")

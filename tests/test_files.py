@@ -85,6 +85,11 @@ def test_an_output_below_a_file_is_refused_before_the_work(tmp_path):
         check_output(tmp_path / "file" / "run", marker=MARKER)
 
 
+def test_a_name_no_file_system_takes_is_refused_before_the_work(tmp_path):
+    with pytest.raises(ConfigError, match="too long"):
+        check_output(tmp_path / ("x" * 300), marker=MARKER)
+
+
 def test_file_appears_complete(tmp_path):
     target = tmp_path / "a" / "x.json"
     with staged_file(target) as staging:

@@ -71,7 +71,8 @@ def _evaluate_bundle(
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
         evaluation = score(classifier.feature_probabilities(features).argmax(axis=1), labels, names)
     else:
-        seen = set(manifest.training.get("support_digests", ()))
+        digests = manifest.training.get("support_digests", [])
+        seen = {digest for digest in digests if isinstance(digest, str)} if isinstance(digests, list) else set()
         images = images_to_score(dataset, split, names, seen, reporter.warn)
         predicted = []
         for start in range(0, len(images.samples), _CHUNK):

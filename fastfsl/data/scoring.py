@@ -55,8 +55,8 @@ def features_to_score(
     features, labels = dataset.split(split)
     if features.shape[-1] != embed_dim:
         raise ShapeError(f"expected features of width {embed_dim}, got {features.shape[-1]}: use the same encoder")
-    if features.ndim == 3:
-        features = features.mean(axis=1)
+    if features.ndim == 3:  # as in training: the mean of the views' directions
+        features = (features / np.linalg.norm(features, axis=-1, keepdims=True)).mean(axis=1)
     return features, label_map[labels]
 
 
@@ -74,7 +74,9 @@ def images_to_score(
     """
     label_map = _label_map(dataset.class_names, class_names)
     flat = split == "test" and set(dataset.splits) == {"train"}
-    chosen = dataset.split("train" if flat else split)
+    chosen, damaged = check_readable(dataset.split("train" if flat else split), dataset.class_names)
+    for path, reason in damaged:
+        warn(f"skipped {path}: {reason}")
     seen = [sample for sample in chosen if digest_of(sample.path) in support_digests]
     excluded = 0
     if seen and flat:
@@ -91,10 +93,7 @@ def images_to_score(
             f"every image of {dataset.root} was trained on, none is left to score: "
             "train with fewer --shots, or evaluate on a folder with test/"
         )
-    readable, damaged = check_readable(chosen)
-    for path, reason in damaged:
-        warn(f"skipped {path}: {reason}")
-    samples = tuple(ImageSample(sample.path, int(label_map[sample.label])) for sample in readable)
+    samples = tuple(ImageSample(sample.path, int(label_map[sample.label])) for sample in chosen)
     return ImagesToScore(samples, num_unreadable=len(damaged), num_excluded=excluded)
 
 

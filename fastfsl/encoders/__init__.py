@@ -2,7 +2,7 @@
 
 from fastfsl.encoders.augmentation import Augmentation
 from fastfsl.encoders.class_embeddings import class_embeddings
-from fastfsl.encoders.encoder import Encoder, resolve_device, weights_digest
+from fastfsl.encoders.encoder import Encoder, weights_digest
 from fastfsl.encoders.feature_cache import FeatureCache, default_cache_dir
 from fastfsl.encoders.features import extract_features
 from fastfsl.encoders.loading import TINY_CLIP, load_encoder
@@ -16,6 +16,5 @@ __all__ = [
     "default_cache_dir",
     "extract_features",
     "load_encoder",
-    "resolve_device",
     "weights_digest",
 ]

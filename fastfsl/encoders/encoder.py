@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fastfsl.errors import DeviceError
+from fastfsl.devices import resolve_device
 from fastfsl.images import Preprocessing
 
 
@@ -74,28 +74,6 @@ class Encoder:
         """
         encode = cast("Callable[[torch.Tensor], torch.Tensor]", self.model.encode_text)
         return F.normalize(encode(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """A device that is there; "auto" takes CUDA where there is one.
-
-    Raises:
-        DeviceError: No such device on this machine.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-        if resolved.type == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("device cuda asked for, but torch sees no CUDA card: choose cpu or see `fastfsl doctor`")
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if isinstance(error, DeviceError):
-            raise
-        raise DeviceError(
-            f"device {device} cannot be used ({str(error).splitlines()[0]}): choose cpu or cuda"
-        ) from error
-    return resolved
 
 
 def weights_digest(model: torch.nn.Module, config: Mapping[str, Any]) -> str:

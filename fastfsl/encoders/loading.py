@@ -21,9 +21,10 @@ import open_clip
 import torch
 from PIL import Image
 
+from fastfsl.devices import resolve_device
 from fastfsl.encoders.architecture import load_weights
 from fastfsl.encoders.checkpoint_file import Checkpoint, read_checkpoint
-from fastfsl.encoders.encoder import Encoder, resolve_device, weights_digest
+from fastfsl.encoders.encoder import Encoder, weights_digest
 from fastfsl.errors import ConfigError
 from fastfsl.images import Preprocessing
 
@@ -45,10 +46,6 @@ class _Plan:
     tag: str | None = None
     checkpoint: Checkpoint | None = None
     force_quick_gelu: bool = False
-
-    @property
-    def brings_weights(self) -> bool:
-        return self.tag is None and self.checkpoint is None
 
 
 def load_encoder(backbone: str, pretrained: str | Path | None = None, device: str | torch.device = "cpu") -> Encoder:

@@ -48,7 +48,7 @@ class TrainConfig(BaseModel):
     num_views: int = Field(default=8, ge=1)
     augmentation: dict[str, Any] = Field(default_factory=dict)
     image_root: str | None = None
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     params: dict[str, Any] = Field(default_factory=dict)
 
     def estimator(self, *, logit_scale: float) -> FlowMatchingAlignment:

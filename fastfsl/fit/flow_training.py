@@ -14,6 +14,9 @@ from fastfsl.flow.path import LinearPath, Noise
 from fastfsl.flow.solver import VelocityFunction
 from fastfsl.flow.velocity_field import VelocityField
 
+# A typing error in a configuration should not fill the memory: at d = 512 a block holds 1.3 M parameters.
+MAX_BLOCKS = 256
+
 EpochCallback = Callable[[int, int], None]
 
 
@@ -52,6 +55,8 @@ class FlowRecipe:
         for name in ("num_blocks", "epochs", "batch_size", "times_per_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.num_blocks > MAX_BLOCKS:
+            raise ConfigError(f"expected num_blocks <= {MAX_BLOCKS}, got {self.num_blocks}: the paper takes 6")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigError(f"expected 0 <= warmup_epochs <= epochs, got {self.warmup_epochs} and {self.epochs}")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
@@ -88,7 +93,7 @@ def train_velocity_field(
     num_samples, num_views, dim = views.shape
     targets = pair_with_class(labels, class_embeddings)
     path = LinearPath(recipe.noise, recipe.noise_scale)
-    sigma = views.flatten(0, 1).std(dim=0) if recipe.noise == "bridge" else None
+    sigma = views.flatten(0, 1).std(dim=0, correction=0) if recipe.noise == "bridge" else None
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from fastfsl.errors import ConfigError, DataError, DeviceError, ShapeError
+from fastfsl.devices import resolve_device
+from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
 from fastfsl.fit.selection import StageCallback, StepSelection, select_num_steps
 from fastfsl.flow.path import Noise
@@ -21,6 +22,10 @@ from fastfsl.flow.velocity_field import VelocityField
 
 # `normalize` divides by no less than this, so a shorter row would not come out with length 1.
 _SHORTEST = 1e-12
+
+
+# Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
+MAX_STEPS = 1000
 
 
 class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -123,7 +128,7 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         start = time.perf_counter()
         recipe = FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
         step_size = self._step_size()
-        device = _resolve_device(self.device)
+        device = resolve_device(self.device)
         views = _as_views(features, device)
         embeddings = _unit_rows(class_embeddings, "class_embeddings", device)
         targets = _as_labels(labels, len(views), len(embeddings), device)
@@ -215,7 +220,7 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
             )
         except (KeyError, IndexError, RuntimeError) as error:
             raise DataError(f"expected the tensors of an FMA run, got others ({error}): train it again") from error
-        device = _resolve_device(self.device)
+        device = resolve_device(self.device)
         self._adopt(field.to(device).eval().requires_grad_(False), embeddings.to(device), selection)
         return self
 
@@ -228,8 +233,12 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         self.classes_ = np.arange(len(embeddings))
 
     def _step_size(self) -> float:
-        if self.max_steps < 1:
-            raise ConfigError(f"expected max_steps >= 1, got {self.max_steps}")
+        if not 1 <= self.max_steps <= MAX_STEPS:
+            raise ConfigError(f"expected max_steps in 1..{MAX_STEPS}, got {self.max_steps}")
+        if self.num_folds < 2:
+            raise ConfigError(
+                f"expected num_folds >= 2, got {self.num_folds}: set num_steps to do without cross-validation"
+            )
         if self.num_steps is not None:
             check_steps(self.num_steps, 1.0 / self.max_steps)
         return 1.0 / self.max_steps
@@ -248,17 +257,6 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
         array: NDArray[np.float32] = tensor.cpu().numpy()
         return array
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DeviceError(f"cannot use device {device!r} ({reason}): choose cpu, or see `fastfsl doctor`") from error
-    return torch.device(device)
 
 
 def _finite(values: ArrayLike, name: str, device: torch.device) -> Tensor:

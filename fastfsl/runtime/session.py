@@ -18,6 +18,9 @@ from fastfsl.runtime.threads import available_cpus, default_threads
 
 DEVICES = ("auto", "cpu", "cuda")
 
+# ONNX Runtime starts as many threads as it is told, even millions.
+MAX_THREADS = 1024
+
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 # The first release in which the option was seen; older ones ignore it and would spin without bound.
@@ -73,6 +76,8 @@ def create_session(model: bytes, name: str, *, device: str = "auto", num_threads
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if num_threads is not None:
         check_count("num_threads", num_threads)
+        if num_threads > MAX_THREADS:
+            raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
     onnxruntime = load_onnxruntime()
     threads = default_threads() if num_threads is None else num_threads
     if device == "cpu" or (device == "auto" and _CUDA not in onnxruntime.get_available_providers()):

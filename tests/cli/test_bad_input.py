@@ -259,20 +259,37 @@ def test_names_that_the_terminal_cannot_show_are_escaped(write_bundle, tmp_path)
     assert b"\\xe9lan" in done.stdout
 
 
+_ANNOUNCED = """
+from pathlib import Path
+from fastfsl.fit import fma
+select = fma.select_num_steps
+def announced(*args, **options):
+    Path(STARTED).touch()
+    return select(*args, **options)
+fma.select_num_steps = announced
+from fastfsl.cli import main
+main()
+"""
+
+
 def test_ctrl_c_in_training_leaves_nothing_half_written(features, tmp_path):
-    data = features()
+    data, started = features(), tmp_path / "started"
     (tmp_path / "c.yaml").write_text("epochs: 100000\nnum_folds: 2\n")
-    command = [sys.executable, "-c", "from fastfsl.cli import main; main()", "train", str(data)]
+    script = _ANNOUNCED.replace("STARTED", repr(str(started)))
+    command = [sys.executable, "-c", script, "train", str(data), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.yaml")],
+        [*command, "--config", str(tmp_path / "c.yaml")],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "FASTFSL_CACHE": str(tmp_path / "cache")},
     )
-    time.sleep(6)  # past the imports; 100 000 epochs take hours
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)  # into the first of 100 000 epochs
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert b"Traceback" not in stderr
     assert b"interrupted" in stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "features.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "features.npz", "started"]

@@ -141,7 +141,7 @@ def test_text_towers_of_transformers_fetch_nothing_that_a_file_will_replace(tmp_
 
 
 def test_unknown_devices():
-    with pytest.raises(DeviceError, match="cannot be used"):
+    with pytest.raises(DeviceError, match="expected device"):
         load_encoder("tiny-clip", device="abacus")
 
 

@@ -171,9 +171,12 @@ def test_bad_arrays_are_named(quick, changes, error, words):
     [
         ({"epochs": 0}, ConfigError, "epochs"),
         ({"num_blocks": 0}, ConfigError, "num_blocks"),
+        ({"num_blocks": 99999}, ConfigError, "num_blocks"),
+        ({"num_folds": 1}, ConfigError, "num_folds"),
         ({"learning_rate": -1.0}, ConfigError, "learning_rate"),
         ({"num_steps": 11}, ConfigError, "num_steps"),
         ({"max_steps": 0}, ConfigError, "max_steps"),
+        ({"max_steps": 10**9}, ConfigError, "max_steps"),
         ({"noise": "gauss"}, ConfigError, "noise"),
         ({"device": "gpu"}, DeviceError, "gpu"),
     ],

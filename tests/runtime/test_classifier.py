@@ -92,7 +92,9 @@ def test_options_are_checked_even_without_images(classifier, options):
         classifier.predict([], **options)
 
 
-@pytest.mark.parametrize("options", [{"max_batch": 0}, {"num_threads": 0}, {"num_threads": 1.5}, {"device": "tpu"}])
+@pytest.mark.parametrize(
+    "options", [{"max_batch": 0}, {"num_threads": 0}, {"num_threads": 1.5}, {"num_threads": 10**7}, {"device": "tpu"}]
+)
 def test_load_options_are_checked(bundle_dir, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Classifier.load(bundle_dir, **options)

@@ -1,0 +1,31 @@
+"""Where torch computes: a device that is really there. Not for the runtime, which has no torch."""
+
+import torch
+
+from fastfsl.errors import DeviceError
+
+_KINDS = ("cpu", "cuda")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that is there; "auto" takes CUDA where there is one.
+
+    Raises:
+        DeviceError: another kind of device, or none such on this machine.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"expected device auto, cpu or cuda, got {str(device)!r}") from error
+    if resolved.type not in _KINDS:
+        raise DeviceError(f"expected device auto, cpu or cuda, got {str(device)!r}")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device cuda asked for, but torch sees no CUDA card: choose cpu, or see `fastfsl doctor`")
+    try:
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeviceError(f"device {str(device)!r} cannot be used ({reason}): choose another") from error
+    return resolved
