@@ -1,0 +1,24 @@
+"""Classifiers on frozen features: the peers that a flow is compared and combined with."""
+
+from fastfsl.heads.base import Head
+from fastfsl.heads.blending import Selection
+from fastfsl.heads.form import KernelForm, LinearForm
+from fastfsl.heads.gda import GDA
+from fastfsl.heads.linear_probe import LinearProbe
+from fastfsl.heads.nearest_mean import NearestMean
+from fastfsl.heads.proker import ProKeR
+from fastfsl.heads.tip_adapter import TipAdapter
+from fastfsl.heads.zero_shot import ZeroShot
+
+__all__ = [
+    "GDA",
+    "Head",
+    "KernelForm",
+    "LinearForm",
+    "LinearProbe",
+    "NearestMean",
+    "ProKeR",
+    "Selection",
+    "TipAdapter",
+    "ZeroShot",
+]
