@@ -28,7 +28,7 @@ class GDA(Head):
         num_folds: cross-validation folds at most.
         seed: seed of the folds.
 
-    Source: "A hard-to-beat baseline for training-free CLIP-based adaptation" (arXiv 2402.04087), equations 4-8.
+    Source: "A hard-to-beat baseline for training-free CLIP-based adaptation" (arXiv 2402.04087).
     """
 
     def __init__(self, *, logit_scale: float | None = None, num_folds: int = 4, seed: int = 0) -> None:

@@ -36,7 +36,7 @@ class LinearProbe(Head):
     Attributes:
         C_: the chosen C.
 
-    Source: CLIP (arXiv 2103.00020), section 3.2 (L-BFGS on frozen features).
+    Source: CLIP (arXiv 2103.00020), its evaluation of features: L-BFGS.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class ProKeR(Head):
         beta_: the chosen beta.
         ridge_: the chosen ridge.
 
-    Source: ProKeR (arXiv 2501.11175), equations 8-10 (there lambda is the ridge).
+    Source: ProKeR (arXiv 2501.11175); ridge is lambda there.
     """
 
     def __init__(

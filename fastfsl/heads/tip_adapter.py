@@ -33,7 +33,7 @@ class TipAdapter(Head):
         alpha_: the chosen alpha.
         beta_: the chosen beta.
 
-    Source: Tip-Adapter (arXiv 2207.09519), equations 1-6.
+    Source: Tip-Adapter (arXiv 2207.09519).
     """
 
     def __init__(

@@ -14,7 +14,7 @@ class ZeroShot(Head):
     Args:
         logit_scale: s, exp of CLIP's learned temperature; None means 100.
 
-    Source: CLIP (arXiv 2103.00020), section 3.1.
+    Source: CLIP (arXiv 2103.00020).
     """
 
     def __init__(self, *, logit_scale: float | None = None) -> None:
