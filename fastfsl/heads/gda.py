@@ -18,10 +18,12 @@ class GDA(Head):
 
     With class means μ (C, d), pooled covariance Σ (d, d) about them and n samples,
 
-        P = d · ((n - 1) Σ + tr(Σ) I)⁻¹,   W = μ P,   β_c = -½ μ_cᵀ P μ_c,   logits = a · x Tᵀ + b · (x Wᵀ + β),
+        P = (n - 1) · ((n - 1) Σ + tr(Σ) I)⁻¹,   W = μ P,   β_c = -½ μ_cᵀ P μ_c,   logits = a · x Tᵀ + b · (x Wᵀ + β),
 
-    with equal class priors. The covariance within the classes is zero where each has one sample: there Σ is the total
-    covariance, about the mean of all samples. a and b are chosen as `blending` tells.
+    with equal class priors. (The paper has d for the first n - 1, a factor in b. With it the logits would shrink as n
+    grows, and b from the folds, which have fewer samples, would be too small for the whole support.) The covariance
+    within the classes is zero where each has one sample: there Σ is the total covariance, about the mean of all
+    samples. a and b are chosen as `blending` tells.
 
     Args:
         logit_scale: scale of the zero-shot cosines that a is drawn to; None means 100.
@@ -61,5 +63,5 @@ def _discriminant(features: Array, labels: Labels, num_classes: int) -> LinearFo
     if trace < _NO_SCATTER:
         weight = means  # all samples are one point: no direction is known to vary more than another
     else:
-        weight = dim * solve(scatter + trace * np.eye(dim), means.T, assume_a="pos").T
+        weight = (num_samples - 1) * solve(scatter + trace * np.eye(dim), means.T, assume_a="pos").T
     return LinearForm(weight, -0.5 * (weight * means).sum(axis=1))

@@ -45,7 +45,7 @@ class LPPlusPlus(Head):
     def __init__(
         self,
         *,
-        iterations: tuple[int, ...] = (10, 20, 40, 80, 160),
+        iterations: tuple[int, ...] = (10, 20, 40, 80, 160, 320),
         logit_scale: float | None = None,
         num_folds: int = 4,
         seed: int = 0,

@@ -37,7 +37,7 @@ def test_gda(problem):
     means = np.array([problem.x[problem.labels == c].mean(axis=0) for c in range(5)])
     centre = problem.x.mean(axis=0) if n == 5 else means[problem.labels]
     covariance = (problem.x - centre).T @ (problem.x - centre) / (n - 1)
-    precision = d * np.linalg.inv((n - 1) * covariance + np.trace(covariance) * np.eye(d))
+    precision = (n - 1) * np.linalg.inv((n - 1) * covariance + np.trace(covariance) * np.eye(d))
     # -1/2 of the Mahalanobis distance, up to what all classes share
     away = problem.queries[:, None] - means
     odds = -0.5 * np.einsum("qcd,de,qce->qc", away, precision, away)
