@@ -215,8 +215,8 @@ def _print_table(document: dict[str, Any], out: Path) -> None:
     from rich.table import Table
 
     table = Table(title=f"{document['shots']} images a class, {document['num_samples']} test scans")
-    table.add_column("")
-    for header in ("accuracy %", "ms/image, batch 1", "ms/image, batch 32", "size MB"):
+    table.add_column("", no_wrap=True)
+    for header in ("accuracy %", "ms/image\nbatch 1", "ms/image\nbatch 32", "size MB"):
         table.add_column(header, justify="right")
     for row in document["rows"]:
         table.add_row(

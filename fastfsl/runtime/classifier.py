@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
 from fastfsl.images import Preprocessing
 from fastfsl.runtime.image_reader import ImageReader, chunks, image_items
 from fastfsl.runtime.prediction import Prediction, rank, softmax
-from fastfsl.runtime.session import Session, check_count, create_row_session, create_session, installed_onnxruntimes
+from fastfsl.runtime.session import Session, check_count, create_row_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
     from fastfsl.images import ImageSource
@@ -80,12 +80,12 @@ class Classifier:
             if name not in (_VISUAL, _FLOW):  # these two are checked as they are read
                 bundle.check_file(path, manifest, name)
 
-        def session(name: str, create: Callable[..., Session]) -> Session:
+        def session(name: str) -> Session:
             model = bundle.read_file(path, manifest, name)
-            return create(model, str(Path(path) / name), device=device, num_threads=num_threads)
+            return create_row_session(model, str(Path(path) / name), device=device, num_threads=num_threads)
 
         width = manifest.embed_dim
-        flow = session(_FLOW, create_row_session)
+        flow = session(_FLOW)
         heads = {"features": [width], "logits": [len(manifest.class_names)]}
         _check_graph(Path(path) / _FLOW, flow, {"image_embeds": [width]}, heads)
         _check_class_count(Path(path) / _FLOW, flow, manifest)
@@ -96,7 +96,7 @@ class Classifier:
             except DataError as error:
                 raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
             reader = ImageReader(preprocessing)
-            visual = session(_VISUAL, create_session)
+            visual = session(_VISUAL)
             shape = [*preprocessing.image_size, 3]
             _check_graph(Path(path) / _VISUAL, visual, {"images": shape}, {"image_embeds": [width]})
         origin = {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastfsl.runtime import Classifier
+from fastfsl.runtime import session as session_module
 from fastfsl.runtime.row_parallel import ROWS_PER_THREAD, RowParallelSession
 from fastfsl.runtime.session import create_row_session
 
@@ -72,3 +73,9 @@ def test_one_thread_keeps_the_weights_once(bundle_dir):
     model = (bundle_dir / "flow" / "model.onnx").read_bytes()
     assert not isinstance(create_row_session(model, "flow", device="cpu", num_threads=1), RowParallelSession)
     assert isinstance(create_row_session(model, "flow", device="cpu", num_threads=2), RowParallelSession)
+
+
+def test_a_large_graph_keeps_the_weights_once(bundle_dir, monkeypatch):
+    model = (bundle_dir / "flow" / "model.onnx").read_bytes()
+    monkeypatch.setattr(session_module, "MAX_TWICE_BYTES", len(model) - 1)
+    assert not isinstance(create_row_session(model, "flow", device="cpu", num_threads=2), RowParallelSession)
