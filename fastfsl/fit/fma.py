@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from fastfsl.arrays import check_labels, check_width, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
@@ -19,10 +20,6 @@ from fastfsl.flow.plan import FlowPlan, build_plan, run_plan
 from fastfsl.flow.readout import class_logits, normalize
 from fastfsl.flow.solver import check_steps
 from fastfsl.flow.velocity_field import VelocityField
-
-# `normalize` divides by no less than this, so a shorter row would not come out with length 1.
-_SHORTEST = 1e-12
-
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
@@ -129,15 +126,14 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         recipe = FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
         step_size = self._step_size()
         device = resolve_device(self.device)
-        views = _as_views(features, device)
-        embeddings = _unit_rows(class_embeddings, "class_embeddings", device)
-        targets = _as_labels(labels, len(views), len(embeddings), device)
-        if embeddings.shape[1] != views.shape[2]:
-            raise ShapeError(
-                f"expected features and class embeddings of one width, got {views.shape[2]} and {embeddings.shape[1]}: "
-                "both must come from the same CLIP model"
-            )
-        plain = normalize(views.mean(dim=1)) if plain_features is None else _unit_rows(plain_features, "plain", device)
+        views = _on(device, unit_views(_off_torch(features), "features", np.float32))
+        embeddings = _on(device, unit_rows(_off_torch(class_embeddings), "class_embeddings", np.float32))
+        targets = _on(device, check_labels(_off_torch(labels), len(views), len(embeddings)))
+        check_width(views.shape[2], embeddings.shape[1])
+        if plain_features is None:
+            plain = normalize(views.mean(dim=1))
+        else:
+            plain = _on(device, unit_rows(_off_torch(plain_features), "plain_features", np.float32))
         if plain.shape != (views.shape[0], views.shape[2]):
             raise ShapeError(f"expected plain_features {(views.shape[0], views.shape[2])}, got {tuple(plain.shape)}")
 
@@ -250,8 +246,9 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def _transported(self, features: ArrayLike) -> Tensor:
         if not hasattr(self, "plan_"):
             raise ConfigError("this FlowMatchingAlignment is not fitted: call fit first")
+        rows = unit_rows(_off_torch(features), "features", np.float32)
         with torch.inference_mode():
-            return run_plan(self.plan_, _unit_rows(features, "features", self.class_embeddings_.device))
+            return run_plan(self.plan_, _on(self.class_embeddings_.device, rows))
 
     @staticmethod
     def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
@@ -259,54 +256,10 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         return array
 
 
-def _finite(values: ArrayLike, name: str, device: torch.device) -> Tensor:
-    try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-    except ValueError as error:  # rows of different lengths
-        raise ShapeError(f"expected {name} to be an array of numbers: {error}") from error
-    if array.dtype.kind not in "fiu" or array.size == 0:
-        raise ShapeError(f"expected {name} to be a non-empty array of numbers, got {array.dtype} {array.shape}")
-    if not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise DataError(f"expected finite {name}, got NaN or infinity (first in row {row}): remove or repair that row")
-    with np.errstate(over="ignore"):  # what float32 cannot hold turns into infinity, which `_unit` refuses
-        return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+def _on(device: torch.device, array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
-def _unit(tensor: Tensor, name: str) -> Tensor:
-    norms = tensor.norm(dim=-1)
-    if bool((norms == 0).any()):
-        row = int(torch.nonzero(norms == 0)[0][0])
-        raise DataError(f"expected non-zero {name}, got a zero vector in row {row}: it has no direction; remove it")
-    extreme = ~((norms > _SHORTEST) & torch.isfinite(norms))
-    if bool(extreme.any()):
-        row = int(torch.nonzero(extreme)[0][0])
-        raise DataError(f"expected {name} that float32 can normalise, got an extreme length in row {row}: rescale it")
-    return normalize(tensor)
-
-
-def _unit_rows(values: ArrayLike, name: str, device: torch.device) -> Tensor:
-    tensor = _finite(values, name, device)
-    if tensor.ndim != 2:
-        raise ShapeError(f"expected {name} (rows, d), got {tuple(tensor.shape)}")
-    return _unit(tensor, name)
-
-
-def _as_views(features: ArrayLike, device: torch.device) -> Tensor:
-    tensor = _finite(features, "features", device)
-    if tensor.ndim not in (2, 3):
-        raise ShapeError(f"expected features (n, d) or (n, V, d), got {tuple(tensor.shape)}")
-    return _unit(tensor if tensor.ndim == 3 else tensor[:, None], "features")
-
-
-def _as_labels(labels: ArrayLike, num_samples: int, num_classes: int, device: torch.device) -> Tensor:
-    array = np.asarray(labels)
-    if array.shape != (num_samples,):
-        raise ShapeError(f"expected labels ({num_samples},), one a sample, got {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise DataError(f"expected integer labels, got {array.dtype}: pass class indices 0..{num_classes - 1}")
-    if array.min() < 0 or array.max() >= num_classes:
-        raise DataError(
-            f"expected labels in 0..{num_classes - 1} (one a class embedding), got {array.min()}..{array.max()}"
-        )
-    return torch.from_numpy(array.astype(np.int64)).to(device)
+def _off_torch(values: ArrayLike) -> ArrayLike:
+    """A tensor, wherever it is, as an array; anything else as it is."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values

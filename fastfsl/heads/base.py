@@ -9,11 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
+from fastfsl.arrays import check_labels, unit_rows
 from fastfsl.errors import ConfigError, ShapeError
 from fastfsl.heads.blending import Selection
 from fastfsl.heads.folds import Folds, make_folds
 from fastfsl.heads.form import Array, KernelForm, LinearForm
-from fastfsl.heads.support import Support, check_labels, check_support, unit_rows
+from fastfsl.heads.support import Support, check_support
 
 
 class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped

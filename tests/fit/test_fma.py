@@ -51,11 +51,11 @@ def test_read_outs_agree_with_each_other(fitted):
     assert (probabilities.argmax(axis=1) == estimator.predict(problem.test_features)).all()
 
 
-def test_length_of_the_input_does_not_matter(fitted):
+@pytest.mark.parametrize("length", [7.0, 1e-20, 1e30])
+def test_length_of_the_input_does_not_matter(fitted, length):
     estimator, problem = fitted
-    np.testing.assert_allclose(
-        estimator.transport(7 * problem.test_features), estimator.transport(problem.test_features), atol=1e-5
-    )
+    scaled = length * problem.test_features.astype(np.float64)
+    np.testing.assert_allclose(estimator.transport(scaled), estimator.transport(problem.test_features), atol=1e-5)
 
 
 def test_same_seed_same_model_other_seed_other_model(make_problem, quick, fitted):
@@ -145,9 +145,7 @@ def _features(**changes):
     [
         ({"features": np.full((8, 6), np.nan)}, DataError, "NaN"),
         ({"features": np.zeros((8, 6))}, DataError, "zero vector in row 0"),
-        ({"features": np.full((8, 6), 1e-20)}, DataError, "extreme length in row 0"),
-        ({"features": np.full((8, 6), 1e30)}, DataError, "extreme length in row 0"),
-        ({"features": np.full((8, 6), 1e200)}, DataError, "extreme length in row 0"),
+        ({"features": np.full((8, 6), 1e200)}, DataError, "larger than float32"),
         ({"features": [[1.0], [1.0, 2.0]]}, ShapeError, "array of numbers"),
         ({"features": np.zeros((0, 6))}, ShapeError, "non-empty"),
         ({"features": np.ones((8, 5))}, ShapeError, "5 and 6"),
