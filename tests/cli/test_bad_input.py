@@ -259,7 +259,10 @@ def test_names_that_the_terminal_cannot_show_are_escaped(write_bundle, tmp_path)
     assert b"\\xe9lan" in done.stdout
 
 
+# A process started in the background of a script inherits SIGINT ignored; Ctrl-C in a terminal meets the default.
 _ANNOUNCED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from fastfsl.fit import fma
 select = fma.select_num_steps
