@@ -77,8 +77,7 @@ for _command in (demo, train, evaluate, export, predict, inspect, doctor):
 
 def main() -> None:
     """Entry point of the `fastfsl` program."""
-    # OpenMP threads that spin while they wait stall each other on a busy machine: a training step of 50 ms took 2500 on
-    # two cores shared with one other process. Read once, when torch is loaded.
+    # OpenMP threads that spin while they wait stall each other on a busy machine. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Names that the terminal's encoding does not have are shown escaped; they do not end the program.
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,8 +1,7 @@
 """Many rows through one graph: each thread takes its own rows.
 
 Splitting every operator over the threads makes them meet after each of the flow's several hundred operators. Splitting
-the rows makes them meet once: measured on two cores, flow with d = 512, 12 blocks, 10 steps, 18 ms against 26 at batch
-32, 112 against 140 at batch 256 (benchmarks/bench_flow_graph.py). A single row still wants every thread on it.
+the rows makes them meet once. A single row still wants every thread on it.
 """
 
 from __future__ import annotations

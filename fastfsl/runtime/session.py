@@ -150,7 +150,7 @@ def load_onnxruntime() -> ModuleType:
 
 def installed_onnxruntimes() -> dict[str, str]:
     """Installed distributions that provide the onnxruntime module, with their versions."""
-    import importlib.metadata  # 15 ms that importing the runtime need not cost
+    import importlib.metadata  # importing the runtime need not cost this
 
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -165,10 +165,9 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[st
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A thread that waits for the next operator spins for 5 microseconds and then sleeps. Spinning for as long as ONNX
-    # Runtime would takes the cores from whatever else runs, the other session of the same bundle included. Measured on
-    # two cores, flow with d = 512, 12 blocks, 10 steps, batch 1: 6.5 ms, against 8.9 without spinning and 7.6 with
-    # ONNX Runtime's own; beside one busy process 11, 11 and 13, beside two 9 without and 45 with ONNX Runtime's own.
+    # A thread that waits for the next operator spins for 5 microseconds, about the pause between two operators of a flow,
+    # and then sleeps. Spinning for as long as ONNX Runtime would takes the cores from whatever else runs, the other
+    # session of the same bundle included.
     brief = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= _SPIN_DURATION_SINCE
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if brief else "0")
     if brief:
