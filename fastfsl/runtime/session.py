@@ -165,9 +165,8 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[st
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A thread that waits for the next operator spins for 5 microseconds, about the pause between two operators of a flow,
-    # and then sleeps. Spinning for as long as ONNX Runtime would takes the cores from whatever else runs, the other
-    # session of the same bundle included.
+    # A thread that waits for the next operator spins for 5 microseconds and then sleeps. Spinning for as long as ONNX
+    # Runtime would takes the cores from whatever else runs, the other session of the same bundle included.
     brief = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= _SPIN_DURATION_SINCE
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if brief else "0")
     if brief:
