@@ -1,7 +1,8 @@
 """Flow Matching Alignment as an estimator on arrays, with scikit-learn's habits."""
 
 import time
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 from fastfsl.arrays import check_labels, check_width, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
-from fastfsl.fit.selection import StageCallback, StepSelection, select_num_steps
+from fastfsl.fit.selection import StepSelection, select_num_steps
 from fastfsl.flow.path import Noise
 from fastfsl.flow.plan import FlowPlan, build_plan, run_plan
 from fastfsl.flow.readout import class_logits, normalize
@@ -194,28 +196,39 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         """Trained parameters of the velocity field."""
         return sum(parameter.numel() for parameter in self.velocity_field_.parameters())
 
-    def state(self) -> dict[str, Tensor]:
-        """The fitted tensors by name: what `restore` needs beside the parameters and the selection."""
-        tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
-        return {**tensors, "class_embeddings": self.class_embeddings_}
+    def selection_record(self) -> dict[str, Any]:
+        """How the step count was chosen, as JSON values."""
+        return asdict(self.selection_) | {"accuracy_by_step": list(self.selection_.accuracy_by_step)}
 
-    def restore(self, state: dict[str, Tensor], selection: StepSelection) -> Self:
-        """Make the estimator fitted again from `state()` and its selection.
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The fitted arrays by name: what `restore` needs beside the parameters and the selection."""
+        tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
+        tensors["class_embeddings"] = self.class_embeddings_
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
+        """Make the estimator fitted again from `state()` and `selection_record()`.
 
         Raises:
-            DataError: if the tensors are not those of a field with this estimator's parameters.
+            DataError: if they are not those of a field with this estimator's parameters.
         """
         prefix = "velocity_field."
         try:
-            embeddings = state["class_embeddings"]
+            selection = StepSelection(**{**record, "accuracy_by_step": tuple(record["accuracy_by_step"])})
+            embeddings = torch.from_numpy(state["class_embeddings"])
             with torch.device("meta"):  # nothing is drawn for weights that are replaced at once
                 field = VelocityField(embeddings.shape[1], self.num_blocks)
             field.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+                {name.removeprefix(prefix): torch.from_numpy(value) for name, value in state.items() if prefix in name},
                 assign=True,
             )
-        except (KeyError, IndexError, RuntimeError) as error:
+        except (KeyError, IndexError, TypeError, RuntimeError) as error:
             raise DataError(f"expected the tensors of an FMA run, got others ({error}): train it again") from error
+        if selection.accuracy_by_step and len(selection.accuracy_by_step) != self.max_steps + 1:
+            raise DataError(
+                f"expected accuracy_by_step of {self.max_steps + 1} steps, got {len(selection.accuracy_by_step)}: "
+                "train it again"
+            )
         device = resolve_device(self.device)
         self._adopt(field.to(device).eval().requires_grad_(False), embeddings.to(device), selection)
         return self
@@ -239,9 +252,13 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
             check_steps(self.num_steps, 1.0 / self.max_steps)
         return 1.0 / self.max_steps
 
+    @property
+    def logit_scale_(self) -> float:
+        """Factor on the cosine similarities."""
+        return 100.0 if self.logit_scale is None else self.logit_scale
+
     def _logits(self, features: ArrayLike) -> Tensor:
-        scale = 100.0 if self.logit_scale is None else self.logit_scale
-        return class_logits(self._transported(features), self.class_embeddings_, scale)
+        return class_logits(self._transported(features), self.class_embeddings_, self.logit_scale_)
 
     def _transported(self, features: ArrayLike) -> Tensor:
         if not hasattr(self, "plan_"):

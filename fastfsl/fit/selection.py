@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
 from fastfsl.flow.readout import class_logits
 from fastfsl.flow.solver import euler_states
-
-StageCallback = Callable[[str, int, int], None]
 
 # Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path: a flow
 # trained on few samples takes few updates, so its velocities are short and it still gains late.

@@ -2,7 +2,8 @@
 
 import time
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +11,10 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
 from fastfsl.arrays import check_labels, unit_rows
-from fastfsl.errors import ConfigError, ShapeError
+from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.heads.blending import Selection
 from fastfsl.heads.folds import Folds, make_folds
-from fastfsl.heads.form import Array, KernelForm, LinearForm
+from fastfsl.heads.form import Array, KernelForm, LinearForm, form_from_state
 from fastfsl.heads.support import Support, check_support
 
 
@@ -40,6 +41,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
         class_embeddings: ArrayLike,
         *,
         plain_features: ArrayLike | None = None,
+        on_stage: Callable[[str, int, int], None] | None = None,
     ) -> Self:
         """Choose settings and weights on held-out support, then fit on all of it. The samples' order is irrelevant.
 
@@ -50,6 +52,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
             class_embeddings: text features, (C, d); any length.
             plain_features: features of the same images as they will be classified (not augmented), (n, d): what
                 held-out samples are judged by. By default their support vectors.
+            on_stage: called with (name of the stage, units done, units in all).
 
         Returns:
             The estimator.
@@ -61,7 +64,15 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
         """
         start = time.perf_counter()
         self._check_parameters()
-        support = check_support(features, labels, class_embeddings, plain_features)
+        self.fit_support(check_support(features, labels, class_embeddings, plain_features))
+        if on_stage is not None:
+            on_stage("fitting", 1, 1)
+        self.train_seconds_ = time.perf_counter() - start
+        return self
+
+    def fit_support(self, support: Support) -> Self:
+        """`fit` on arrays that are checked already."""
+        start = time.perf_counter()
         self.form_, self.selection_ = self._fit(support)
         self.classes_ = np.arange(support.num_classes)
         self.train_seconds_ = time.perf_counter() - start
@@ -94,6 +105,33 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
         """Accuracy, fraction."""
         predicted = self.predict(features)
         return float((predicted == check_labels(labels, len(predicted), len(self.classes_))).mean())
+
+    @property
+    def num_parameters_(self) -> int:
+        """Numbers that the fit determined."""
+        return self.form_.num_parameters
+
+    def selection_record(self) -> dict[str, Any]:
+        """How settings and weights were chosen, as JSON values."""
+        return self.selection_.record()
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The fitted arrays by name."""
+        return self.form_.state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
+        """Make the estimator fitted again from `state()` and `selection_record()`.
+
+        Raises:
+            DataError: they are not a head's.
+        """
+        self.form_ = form_from_state(state)
+        try:
+            self.selection_ = Selection.from_record(record)
+        except TypeError as error:
+            raise DataError(f"expected the selection of a head, got another ({error}): train it again") from error
+        self.classes_ = np.arange(len(state["weight"]))
+        return self
 
     @abstractmethod
     def _fit(self, support: Support) -> tuple[LinearForm | KernelForm, Selection]:

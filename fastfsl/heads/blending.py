@@ -16,9 +16,9 @@ can be held out. It is the one-shot rule, the same for every head:
 - the scores get the weight that makes the scores of wrong classes scatter with standard deviation `WRONG_CLASS_SPREAD`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ class Selection:
         num_folds: folds that the figures are pooled over; 0 for the other rules.
         log_likelihood: mean held-out log-probability of the right class, nats; NaN for the other rules.
         accuracy: held-out accuracy, fraction; NaN for the other rules.
+        held_out: logits of each sample from the fold that held it out, (n, C), NaN rows for samples that never were;
+            None for the other rules.
     """
 
     rule: Literal["folds", "one-shot", "fixed"]
@@ -72,6 +74,21 @@ class Selection:
     num_folds: int = 0
     log_likelihood: float = float("nan")
     accuracy: float = float("nan")
+    held_out: Array | None = field(default=None, repr=False, compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """The selection as JSON values: NaN as None, without the logits."""
+        values = {name: value for name, value in vars(self).items() if name != "held_out"}
+        return {name: None if value != value else value for name, value in values.items()}  # noqa: PLR0124  # NaN
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The selection of a `record`.
+
+        Raises:
+            TypeError: it has other entries.
+        """
+        return cls(**{name: float("nan") if value is None else value for name, value in record.items()})
 
 
 def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) -> Selection:
@@ -99,6 +116,8 @@ def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) ->
             return Selection("one-shot", candidate.settings, *_prior_first(centre))
         weights = fit_weights(np.stack(parts), labels, np.array(centre))
         logits = np.tensordot(weights, np.stack(parts), axes=1)
+        held_out = np.full_like(candidate.scores, np.nan)
+        held_out[rows] = logits
         right.append(logits.argmax(axis=1) == labels)
         found.append(
             Selection(
@@ -108,6 +127,7 @@ def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) ->
                 num_folds=len(folds),
                 log_likelihood=float((logits[np.arange(len(labels)), labels] - logsumexp(logits, axis=1)).mean()),
                 accuracy=float(right[-1].mean()),
+                held_out=held_out,
             )
         )
     return found[_best(np.array([selection.log_likelihood for selection in found]), np.array(right))]

@@ -108,7 +108,7 @@ def test_options_of_the_recipe_reach_the_training(make_problem, params):
 
 def test_state_restores_the_estimator(fitted):
     estimator, problem = fitted
-    restored = clone(estimator).restore(estimator.state(), estimator.selection_)
+    restored = clone(estimator).restore(estimator.state(), estimator.selection_record())
     np.testing.assert_array_equal(
         restored.decision_function(problem.test_features), estimator.decision_function(problem.test_features)
     )
@@ -117,7 +117,7 @@ def test_state_restores_the_estimator(fitted):
 def test_state_of_another_architecture_is_refused(fitted):
     estimator, _ = fitted
     with pytest.raises(DataError, match="train it again"):
-        clone(estimator).set_params(num_blocks=2).restore(estimator.state(), estimator.selection_)
+        clone(estimator).set_params(num_blocks=2).restore(estimator.state(), estimator.selection_record())
 
 
 def test_stages_are_reported(make_problem, quick):

@@ -1,5 +1,7 @@
 """What holds for every head."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -153,3 +155,19 @@ def test_bad_parameters_are_refused(make_problem, head):
     for name in bad.keys() & head().get_params().keys():
         with pytest.raises(ConfigError, match=name):
             head(**{name: bad[name]}).fit(*problem.arrays)
+
+
+@pytest.mark.parametrize("head", ALL)
+@pytest.mark.parametrize("counts", [1, 6])
+def test_state_and_record_restore_a_head(head, counts, make_problem):
+    problem = make_problem(counts)
+    fitted = head().fit(*problem.arrays)
+    record = json.loads(json.dumps(fitted.selection_record()))
+    restored = head().restore(fitted.state(), record)
+    assert np.array_equal(restored.decision_function(problem.features), fitted.decision_function(problem.features))
+    assert repr(restored.selection_) == repr(fitted.selection_)
+    assert restored.num_parameters_ == fitted.num_parameters_ > 0
+    with pytest.raises(DataError, match="train it again"):
+        head().restore({**fitted.state(), "bias": np.zeros(2)}, record)
+    with pytest.raises(DataError, match="train it again"):
+        head().restore(fitted.state(), {"rule": "folds", "nonsense": 1})

@@ -1,0 +1,66 @@
+"""What a fitted estimator comes down to when it is deployed: a flow, forms on its source features, and a read-out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfsl.errors import ConfigError
+from fastfsl.fit.estimator import Estimator
+from fastfsl.fit.fma import FlowMatchingAlignment
+from fastfsl.flow.plan import FlowPlan
+from fastfsl.heads import Head, KernelForm, LinearForm
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """All that has to be computed for a unit feature x.
+
+        logits(x) = (flow_weight · flow_logits(x) + Σ_j form_j(x)) / temperature.
+
+    With one read step M the flow's logits are logit_scale · cos(x_M, class embeddings); with several,
+    log mean_k softmax(logit_scale · cos(x_k, class embeddings)).
+
+    Attributes:
+        forms: weighted already.
+        plan: the flow; None: there is none, and what belongs to it is empty.
+        class_embeddings: what the flow is read out with, L2-normalised, (C, d), float32.
+        logit_scale: factor on the flow's cosines.
+        read_steps: Euler steps whose probabilities are averaged, ascending, the last one M.
+        flow_weight: weight of the flow's logits.
+        temperature: divides the logits.
+        threshold: probability of the best class below which the answer is "none of these"; None: there is always one.
+    """
+
+    forms: tuple[LinearForm | KernelForm, ...] = ()
+    plan: FlowPlan | None = None
+    class_embeddings: NDArray[np.float32] | None = None
+    logit_scale: float = 100.0
+    read_steps: tuple[int, ...] = ()
+    flow_weight: float = 0.0
+    temperature: float = 1.0
+    threshold: float | None = None
+
+
+def deployment(estimator: Estimator) -> Deployment:
+    """The deployment of a fitted estimator.
+
+    Raises:
+        ConfigError: it is no estimator of this package.
+    """
+    if isinstance(estimator, Head):
+        return Deployment((estimator.form_,))
+    if isinstance(estimator, FlowMatchingAlignment):
+        return flow_deployment(estimator)
+    raise ConfigError(f"expected an estimator of fastfsl, got {type(estimator).__name__}")
+
+
+def flow_deployment(estimator: FlowMatchingAlignment) -> Deployment:
+    """The deployment of a flow by itself."""
+    return Deployment(
+        plan=estimator.plan_.to("cpu"),
+        class_embeddings=estimator.class_embeddings_.cpu().numpy(),
+        logit_scale=estimator.logit_scale_,
+        read_steps=(estimator.num_steps_,),
+        flow_weight=1.0,
+    )
