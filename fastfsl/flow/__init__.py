@@ -8,8 +8,8 @@ from fastfsl.flow.coupling import pair_with_class
 from fastfsl.flow.loss import flow_matching_loss
 from fastfsl.flow.path import LinearPath, PathSample
 from fastfsl.flow.plan import FlowPlan, build_plan, run_plan
-from fastfsl.flow.readout import class_logits, normalize
-from fastfsl.flow.solver import euler, euler_states
+from fastfsl.flow.readout import class_logits, normalize, read_out
+from fastfsl.flow.solver import euler, euler_states, solve, solver_states
 from fastfsl.flow.velocity_field import VelocityField
 
 __all__ = [
@@ -24,5 +24,8 @@ __all__ = [
     "flow_matching_loss",
     "normalize",
     "pair_with_class",
+    "read_out",
     "run_plan",
+    "solve",
+    "solver_states",
 ]

@@ -1,7 +1,13 @@
-"""From features to class logits."""
+"""From features to class logits: of one state, or averaged over several."""
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fastfsl.errors import ConfigError
 
 
 def normalize(features: Tensor) -> Tensor:
@@ -23,3 +29,44 @@ def class_logits(features: Tensor, class_embeddings: Tensor, logit_scale: float)
     Source: FMA (arXiv 2510.14543), read-out.
     """
     return logit_scale * normalize(features) @ class_embeddings.T
+
+
+def read_out(states: Sequence[Tensor], class_embeddings: Tensor, logit_scale: float) -> Tensor:
+    """Logits of a flow's states: of one state its `class_logits`, of K > 1 the log of their mean probabilities.
+
+    log((1/K) sum_k softmax(logit_scale cos(x_k, class_embeddings))), by logsumexp, so that no probability underflows.
+
+    Args:
+        states: K >= 1 states, each (n, d), of any length.
+        class_embeddings: L2-normalised, (C, d).
+        logit_scale: factor on the cosine similarities.
+
+    Returns:
+        Logits, (n, C); of several states they are log-probabilities.
+
+    Raises:
+        ConfigError: if there is no state.
+
+    Source: FMA (arXiv 2510.14543), read-out; the released code sums the softmax at steps 0, 4 and 8 of 10.
+    """
+    if not states:
+        raise ConfigError("expected at least one state to read out, got none")
+    logits = [class_logits(state, class_embeddings, logit_scale) for state in states]
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(logits).log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+
+
+def check_read_steps(read_steps: Sequence[int], num_steps: int) -> None:
+    """Refuse steps that cannot be read out.
+
+    Args:
+        read_steps: steps after which the state is read, 0 being the source.
+        num_steps: M, the steps that there are.
+
+    Raises:
+        ConfigError: if they are not one or more ascending numbers in 0..M.
+    """
+    steps = list(read_steps)
+    if not steps or steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > num_steps:
+        raise ConfigError(f"expected one or more ascending read-out steps in 0..{num_steps}, got {steps}")
