@@ -1,0 +1,151 @@
+"""The registry of methods: name, estimator, and what a preset pins. No estimator is imported before it is asked for."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from fastfsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastfsl.fit.estimator import Estimator
+
+DEFAULT_METHOD = "fma"
+
+# Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
+RESERVED = ("logit_scale", "seed", "device")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can be asked for by name.
+
+    Attributes:
+        name: how `--method` and `compare` call it.
+        estimator_path: module and class of its estimator, `module:Class`.
+        summary: one line for the user, with the source.
+        preset: parameters that the method pins; whoever names one of them wins over the preset.
+    """
+
+    name: str
+    estimator_path: str
+    summary: str
+    preset: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def estimator(self) -> "type[Estimator]":
+        """The estimator's class, imported when it is asked for."""
+        module, _, name = self.estimator_path.partition(":")
+        cls: type[Estimator] = getattr(importlib.import_module(module), name)
+        return cls
+
+    def parameters(self) -> dict[str, Any]:
+        """Types of the estimator's own parameters by name."""
+        types = get_type_hints(self.estimator.__init__)
+        return {name: types[name] for name in inspect.signature(self.estimator).parameters if name not in RESERVED}
+
+
+_FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
+
+# What both presets share. Both choose the step count on the support (the released code does on the test set).
+_PUBLISHED = {
+    "max_steps": 10,
+    "epochs": 200,
+    "batch_size": 32,
+    "learning_rate": 2e-4,
+    "weight_decay": 0.01,
+    "warmup_epochs": 1,
+    "times_per_batch": None,
+}
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
+        Method(
+            "nearest-mean",
+            "fastfsl.heads:NearestMean",
+            "cosines with the means of the classes (prototypical networks, arXiv 1703.05175)",
+        ),
+        Method("linear", "fastfsl.heads:LinearProbe", "logistic regression on the features (CLIP, arXiv 2103.00020)"),
+        Method(
+            "tip-adapter",
+            "fastfsl.heads:TipAdapter",
+            "zero-shot plus a cache of the support (Tip-Adapter, arXiv 2207.09519)",
+        ),
+        Method(
+            "tip-adapter-f",
+            "fastfsl.heads:TipAdapterF",
+            "the same with trained keys (Tip-Adapter-F, arXiv 2207.09519)",
+        ),
+        Method("gda", "fastfsl.heads:GDA", "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)"),
+        Method("proker", "fastfsl.heads:ProKeR", "kernel ridge regression about zero-shot (ProKeR, arXiv 2501.11175)"),
+        Method(
+            "lp++",
+            "fastfsl.heads:LPPlusPlus",
+            "linear probe blended with the class texts (LP++, arXiv 2404.02285)",
+        ),
+        Method("fma", _FMA, "a flow from image features to class texts, short recipe (FMA, arXiv 2510.14543)"),
+        Method(
+            "fma-paper",
+            _FMA,
+            "the flow as published: 6 blocks, 200 epochs, bridge noise (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "bridge", "noise_scale": 1.0},
+        ),
+        Method(
+            "fma-released",
+            _FMA,
+            "the flow as in the authors' code: 12 blocks, no noise unless noise_scale is set (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0},
+        ),
+    )
+}
+
+
+def find_method(name: object) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def make_estimator(
+    name: str, params: Mapping[str, Any] | None = None, *, logit_scale: float, seed: int, device: str
+) -> "Estimator":
+    """A method's unfitted estimator.
+
+    Args:
+        name: a key of `METHODS`.
+        params: the estimator's own parameters; they win over the preset's.
+        logit_scale: exp of CLIP's learned temperature.
+        seed: seed of everything random.
+        device: torch device, or `auto`.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such parameter.
+    """
+    method = find_method(name)
+    own = {**method.preset, **(params or {})}
+    check_names(own, method.parameters(), name)
+    given = {"logit_scale": logit_scale, "seed": seed, "device": device}
+    taken = inspect.signature(method.estimator).parameters
+    return method.estimator(**own, **{key: value for key, value in given.items() if key in taken})
+
+
+def check_names(given: Mapping[str, Any], known: Mapping[str, Any], method: str) -> None:
+    """Refuse an option that the method does not have, and name the closest one that it has.
+
+    Raises:
+        ConfigError: naming the first unknown option.
+    """
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown option {key!r} for method {method!r}: {advice}")

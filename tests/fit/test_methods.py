@@ -1,0 +1,55 @@
+"""The registry: every name makes an estimator, and presets pin what their source fixes."""
+
+import pytest
+from sklearn.base import clone
+
+from fastfsl.errors import ConfigError
+from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, RESERVED, make_estimator
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_name_makes_its_estimator(name):
+    estimator = make_estimator(name, logit_scale=50.0, seed=3, device="cpu")
+    assert type(estimator) is METHODS[name].estimator
+    params = clone(estimator).get_params()
+    assert params.items() >= METHODS[name].preset.items()
+    given = {"logit_scale": 50.0, "seed": 3, "device": "cpu"}
+    assert {key: params[key] for key in RESERVED if key in params}.items() <= given.items()
+    assert METHODS[name].name == name
+    assert "arXiv" in METHODS[name].summary
+
+
+def test_the_default_is_a_method():
+    assert DEFAULT_METHOD in METHODS
+
+
+def test_presets_are_those_of_their_source():
+    paper, released = (
+        make_estimator(name, logit_scale=100.0, seed=0, device="cpu").get_params()
+        for name in ("fma-paper", "fma-released")
+    )
+    assert {key for key in paper if paper[key] != released[key]} == {"num_blocks", "noise", "noise_scale"}
+    assert (paper["num_blocks"], paper["noise"], paper["noise_scale"]) == (6, "bridge", 1.0)
+    assert (released["num_blocks"], released["noise"], released["noise_scale"]) == (12, "interpolant", 0.0)
+    recipe = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "times_per_batch", "max_steps")
+    assert tuple(paper[key] for key in recipe) == (200, 32, 2e-4, 0.01, 1, None, 10)
+
+
+def test_the_users_parameters_win_over_a_preset():
+    estimator = make_estimator("fma-paper", {"epochs": 3}, logit_scale=1.0, seed=0, device="cpu")
+    assert estimator.get_params()["epochs"] == 3
+    assert METHODS["fma-paper"].preset["epochs"] == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        ("tip", {}, "unknown method 'tip': expected one of zero-shot, .*tip-adapter"),
+        ("gda", {"num_fold": 3}, "'num_fold' for method 'gda': did you mean 'num_folds'"),
+        ("zero-shot", {"epochs": 3}, "'epochs' for method 'zero-shot'"),
+        ("nearest-mean", {"seed": 3}, "'seed'"),
+    ],
+)
+def test_what_does_not_exist_is_named(name, params, words):
+    with pytest.raises(ConfigError, match=words):
+        make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
