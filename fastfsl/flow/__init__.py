@@ -7,7 +7,7 @@ Source: "Exploring Cross-Modal Flows for Few-Shot Learning", arXiv 2510.14543.
 from fastfsl.flow.coupling import pair_with_class
 from fastfsl.flow.loss import flow_matching_loss
 from fastfsl.flow.path import LinearPath, PathSample
-from fastfsl.flow.plan import FlowPlan, build_plan, run_plan
+from fastfsl.flow.plan import FlowPlan, build_plan, plan_states, run_plan
 from fastfsl.flow.readout import class_logits, normalize, read_out
 from fastfsl.flow.solver import euler, euler_states, solve, solver_states
 from fastfsl.flow.velocity_field import VelocityField
@@ -24,6 +24,7 @@ __all__ = [
     "flow_matching_loss",
     "normalize",
     "pair_with_class",
+    "plan_states",
     "read_out",
     "run_plan",
     "solve",

@@ -10,6 +10,7 @@ m being the final layer's modulated input: one product a step fewer, and x is ne
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from fastfsl import bundle
 from fastfsl.errors import ShapeError
+from fastfsl.flow.readout import check_read_steps
 from fastfsl.flow.solver import check_steps
 from fastfsl.flow.velocity_field import NORM_EPS, Block, VelocityField
 
@@ -158,27 +160,36 @@ def build_plan(velocity_field: VelocityField, num_steps: int, step_size: float) 
     ).to(dtype=dtype)
 
 
-def run_plan(plan: FlowPlan, x_0: Tensor) -> Tensor:
-    """M Euler steps of the plan in torch: the reference of every other executor.
+def plan_states(plan: FlowPlan, x_0: Tensor, read_steps: Sequence[int]) -> list[Tensor]:
+    """The states after some of the plan's Euler steps, x_k = x_0 + h (W_out sum_{j<k} m_j + k b_out).
+
+    Nothing is computed after the last of them.
 
     Args:
         plan: the plan, on the device and in the dtype of `x_0`.
         x_0: source features, (n, d).
+        read_steps: which, ascending, in 0..M; 0 is the source.
 
     Returns:
-        x_M, (n, d), not normalised.
+        One state a read step, each (n, d), not normalised.
 
     Raises:
         ShapeError: if x_0 is not (n, d).
+        ConfigError: if the plan does not have these steps.
+
+    Source: FMA (arXiv 2510.14543), early-stopping solver.
     """
     if x_0.ndim != 2 or x_0.shape[1] != plan.dim:
         raise ShapeError(f"expected features (n, {plan.dim}), got {tuple(x_0.shape)}")
-    if plan.num_steps == 0:
-        return x_0
+    check_read_steps(read_steps, plan.num_steps)
+    last = read_steps[-1]
+    states = [x_0] if read_steps[0] == 0 else []
+    if last == 0:
+        return states
 
     u = functional.linear(x_0, plan.input_weight, plan.input_bias)
     total = torch.zeros_like(x_0)
-    for step in range(plan.num_steps):
+    for step in range(last):
         h = u
         for block in range(plan.num_blocks):
             a, c, gate = plan.block_table[step, block]
@@ -189,7 +200,15 @@ def run_plan(plan: FlowPlan, x_0: Tensor) -> Tensor:
         a, c = plan.final_table[step]
         m = functional.layer_norm(h, (plan.dim,), a, c, NORM_EPS)
         total = total + m
-        if step + 1 < plan.num_steps:
+        done = step + 1
+        if done in read_steps:
+            displacement = functional.linear(total, plan.output_weight, done * plan.output_bias)
+            states.append(x_0 + plan.step_size * displacement)
+        if done < last:
             u = u + plan.step_size * functional.linear(m, plan.carry_weight, plan.carry_bias)
-    displacement = functional.linear(total, plan.output_weight, plan.num_steps * plan.output_bias)
-    return x_0 + plan.step_size * displacement
+    return states
+
+
+def run_plan(plan: FlowPlan, x_0: Tensor) -> Tensor:
+    """x_M, (n, d), the last of `plan_states`: the reference of every other executor."""
+    return plan_states(plan, x_0, (plan.num_steps,))[0]

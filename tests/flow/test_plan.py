@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfsl.errors import ConfigError, ShapeError
-from fastfsl.flow import FlowPlan, build_plan, euler, normalize, run_plan
+from fastfsl.flow import FlowPlan, build_plan, euler, euler_states, normalize, plan_states, run_plan
 
 
 def features(n: int, dim: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -62,6 +62,31 @@ def test_building_leaves_the_field_alone(field):
     before = {name: value.clone() for name, value in field.state_dict().items()}
     build_plan(field, 10, 0.1)
     assert all(torch.equal(before[name], value) for name, value in field.state_dict().items())
+
+
+@pytest.mark.parametrize("read_steps", [(0,), (3,), (0, 4, 8), (1, 2, 10), tuple(range(11))])
+def test_states_on_the_way_are_those_of_the_field(field, read_steps):
+    x_0 = features(5, 48)
+    with torch.no_grad():
+        expected = list(euler_states(field, x_0, 10, 0.1))
+    got = plan_states(build_plan(field, 10, 0.1), x_0, read_steps)
+    assert len(got) == len(read_steps)
+    for step, state in zip(read_steps, got, strict=True):
+        torch.testing.assert_close(state, expected[step], rtol=1e-10, atol=1e-10)
+
+
+def test_nothing_is_computed_after_the_last_read_out(field):
+    plan = build_plan(field, 10, 0.1)
+    plan.block_table[4:] = torch.nan
+    plan.final_table[4:] = torch.nan
+    assert all(torch.isfinite(state).all() for state in plan_states(plan, features(2, 48), (2, 4)))
+    assert torch.isnan(plan_states(plan, features(2, 48), (2, 5))[1]).all()
+
+
+@pytest.mark.parametrize("read_steps", [(), (11,), (-1, 3), (4, 2), (2, 2)])
+def test_steps_that_cannot_be_read_out_are_refused(field, read_steps):
+    with pytest.raises(ConfigError, match=r"ascending read-out steps in 0\.\.10"):
+        plan_states(build_plan(field, 10, 0.1), features(2, 48), read_steps)
 
 
 def test_bad_arguments_are_named(field):
