@@ -1,4 +1,4 @@
-"""The bundle on disk: manifest, checks, flow plan, atomic writer. Standard library, numpy and safetensors only.
+"""The bundle on disk: manifest, checks, plan, read-out, atomic writer. Standard library, numpy and safetensors only.
 
 A bundle is a folder; ``manifest.json`` lists the sha256 and size of every other file in it. It is treated as coming
 from a stranger: sizes are bounded before anything is parsed, no listed path can leave the folder, every value is
@@ -8,6 +8,7 @@ the remedy. It is written into a sibling folder and renamed, so it is never half
 
 from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, PRECISIONS, Manifest, bundle_digest, read_manifest
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
+from fastfsl.bundle.readout import KernelArrays, Readout, read_readout, write_readout
 from fastfsl.bundle.verify import check_bundle, check_file, read_file
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
@@ -15,15 +16,19 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "PRECISIONS",
+    "KernelArrays",
     "Manifest",
     "PlanArrays",
+    "Readout",
     "bundle_digest",
     "check_bundle",
     "check_file",
     "read_file",
     "read_manifest",
     "read_plan",
+    "read_readout",
     "seal_bundle",
     "staging_folder",
     "write_plan",
+    "write_readout",
 ]

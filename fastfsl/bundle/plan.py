@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastfsl.bundle.untrusted import AGAIN, NEWER, is_positive, read_regular, strict_json
+from fastfsl.bundle.tensors import read_tensors, write_tensors
+from fastfsl.bundle.untrusted import AGAIN, is_positive
 from fastfsl.errors import BundleError, DataError, ShapeError
-from fastfsl.files import staged_file
 
 PLAN_FORMAT = "fastfsl-flow-plan"
-
-# The header holds twelve short entries; the largest plan in sight (d = 1024, 12 blocks) has 110 MB.
-MAX_PLAN_HEADER_BYTES = 64 * 2**10
-MAX_PLAN_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,25 +117,12 @@ def read_plan(path: str | os.PathLike[str]) -> PlanArrays:
     Raises:
         BundleError: the file is missing, damaged, not a plan, or of an unknown version.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    path = Path(path)
-    data = read_regular(path, MAX_PLAN_BYTES)
-    header = _safetensors_header(data, path)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("format") != PLAN_FORMAT:
-        raise BundleError(f"{path}: not a fastfsl flow plan; {AGAIN}")
-    if metadata.get("version") != "1":
-        raise BundleError(f"{path}: flow plan of version {metadata.get('version')!r}, expected '1'; {NEWER}")
-    if sorted(header) != sorted(_PLAN_ARRAYS):
-        raise BundleError(f"{path}: expected the arrays {', '.join(_PLAN_ARRAYS)}, got {sorted(header)}; {AGAIN}")
-    for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32":
-            raise BundleError(f"{path}: {name} must be float32 (F32); {AGAIN}")
+    metadata, arrays = read_tensors(path, PLAN_FORMAT, "flow plan")
+    if sorted(arrays) != sorted(_PLAN_ARRAYS):
+        raise BundleError(f"{path}: expected the arrays {', '.join(_PLAN_ARRAYS)}, got {sorted(arrays)}; {AGAIN}")
     try:
-        return PlanArrays(step_size=float(metadata.get("step_size", "")), **load(data))
-    except (ShapeError, DataError, SafetensorError, ValueError, TypeError) as error:
+        return PlanArrays(step_size=float(metadata.get("step_size", "")), **arrays)
+    except (ShapeError, DataError, ValueError, TypeError) as error:
         raise BundleError(f"{path}: {error}; {AGAIN}") from error
 
 
@@ -152,23 +132,4 @@ def write_plan(path: str | os.PathLike[str], plan: PlanArrays) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    from safetensors.numpy import save
-
-    data = save({name: np.ascontiguousarray(array) for name, array in plan.arrays().items()})
-    length = struct.unpack("<Q", data[:8])[0]
-    # safetensors writes its metadata in random order; putting it in here keeps the bytes, and so the hash, the same.
-    metadata = {"format": PLAN_FORMAT, "version": "1", "step_size": repr(float(plan.step_size))}
-    header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + length])}, separators=(",", ":"))
-    header += " " * (-len(header) % 8)
-    with staged_file(Path(path)) as partial:
-        partial.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data[8 + length :])
-
-
-def _safetensors_header(data: bytes, path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, its length bounded before it is parsed."""
-    if len(data) < 8:
-        raise BundleError(f"{path}: expected a safetensors file, got {len(data)} bytes; {AGAIN}")
-    length = struct.unpack("<Q", data[:8])[0]
-    if length > min(MAX_PLAN_HEADER_BYTES, len(data) - 8):
-        raise BundleError(f"{path}: the header claims {length} bytes, more than a plan has or may have; {AGAIN}")
-    return strict_json(data[8 : 8 + length], path)
+    write_tensors(path, PLAN_FORMAT, plan.arrays(), {"step_size": repr(float(plan.step_size))})
