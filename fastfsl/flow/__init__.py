@@ -1,11 +1,12 @@
-"""Flow Matching Alignment in plain torch: coupling, path, velocity field, solver, inference plan.
+"""Flow Matching Alignment in plain torch: coupling, path, velocity field, loss, solver, read-out, inference plan.
 
 This is the mathematics, and the reference that kernels and exported graphs are compared with.
 Source: "Exploring Cross-Modal Flows for Few-Shot Learning", arXiv 2510.14543.
 """
 
 from fastfsl.flow.coupling import pair_with_class
-from fastfsl.flow.loss import flow_matching_loss
+from fastfsl.flow.early_exit import euler_early_exit
+from fastfsl.flow.loss import endpoint_cross_entropy, flow_matching_loss, velocity_loss
 from fastfsl.flow.path import LinearPath, PathSample
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states, run_plan
 from fastfsl.flow.readout import class_logits, normalize, read_out
@@ -19,7 +20,9 @@ __all__ = [
     "VelocityField",
     "build_plan",
     "class_logits",
+    "endpoint_cross_entropy",
     "euler",
+    "euler_early_exit",
     "euler_states",
     "flow_matching_loss",
     "normalize",
@@ -29,4 +32,5 @@ __all__ = [
     "run_plan",
     "solve",
     "solver_states",
+    "velocity_loss",
 ]
