@@ -6,16 +6,31 @@ checked by hand, and nothing is ever unpickled. Whatever is wrong with it is a `
 the remedy. It is written into a sibling folder and renamed, so it is never half there.
 """
 
-from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, PRECISIONS, Manifest, bundle_digest, read_manifest
+from fastfsl.bundle.manifest import (
+    FLOW_GRAPH,
+    FLOW_PLAN,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PRECISIONS,
+    READOUT,
+    VISUAL_GRAPH,
+    Manifest,
+    bundle_digest,
+    read_manifest,
+)
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
 from fastfsl.bundle.readout import KernelArrays, Readout, read_readout, write_readout
 from fastfsl.bundle.verify import check_bundle, check_file, read_file
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
 __all__ = [
+    "FLOW_GRAPH",
+    "FLOW_PLAN",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "PRECISIONS",
+    "READOUT",
+    "VISUAL_GRAPH",
     "KernelArrays",
     "Manifest",
     "PlanArrays",

@@ -18,6 +18,12 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 PRECISIONS = ("fp32",)
 
+# Where the parts of a bundle lie. There is always a flow, a read-out or both; a plan only beside a flow.
+VISUAL_GRAPH = "visual/model.onnx"
+FLOW_GRAPH = "flow/model.onnx"
+FLOW_PLAN = "flow/plan.safetensors"
+READOUT = "heads/readout.safetensors"
+
 # Thousands of class names and support digests fit in a few MiB.
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -31,10 +37,12 @@ class Manifest:
         method: name of the training method, e.g. "fma".
         class_names: one label per class, in the order of the logits.
         embed_dim: width d of the image embeddings.
-        num_steps: M, Euler steps of the flow; 0 leaves the features alone.
-        step_size: Euler step h.
+        num_steps: M, Euler steps of the flow; 0 leaves the features alone, and where there is no flow.
+        step_size: Euler step h; None where there is no flow.
+        read_steps: ascending steps whose class probabilities the flow's logits average, the last one M; empty where
+            they are those of step M alone, and where there is no flow. May be left out.
         precision: "fp32".
-        logit_scale: factor from cosine to logit.
+        logit_scale: the encoder's factor from cosine to logit, which the flow's logits use.
         preprocessing: ``images.Preprocessing.to_dict()``; None for a bundle trained on features.
         encoder: {"backbone": str, "pretrained": str or None, "digest": sha256}; None likewise.
         files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest.
@@ -50,7 +58,7 @@ class Manifest:
     class_names: tuple[str, ...]
     embed_dim: int
     num_steps: int
-    step_size: float
+    step_size: float | None
     precision: str
     logit_scale: float
     preprocessing: dict[str, Any] | None
@@ -61,6 +69,7 @@ class Manifest:
     parity: dict[str, Any]
     training: dict[str, Any]
     created: str
+    read_steps: tuple[int, ...] = ()
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of ``manifest.json``."""
@@ -78,7 +87,7 @@ class Manifest:
         Raises:
             BundleError: anything is missing, unknown, of another type or out of range.
         """
-        values = strict_json(data, path)
+        values = {"read_steps": [], **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
             raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
@@ -95,17 +104,10 @@ class Manifest:
                 raise BundleError(f"{path}: {key!r} must be {expected}, got {_short(value)}; {AGAIN}")
         for name in values["files"]:
             check_relative_path(name, path)
-        parts = {
-            values["encoder"] is not None,
-            values["preprocessing"] is not None,
-            "visual/model.onnx" in values["files"],
-        }
-        if len(parts) > 1:
-            raise BundleError(
-                f"{path}: 'encoder', 'preprocessing' and visual/model.onnx come together or not at all; {AGAIN}"
-            )
+        _check_parts(values, path)
         values["class_names"] = tuple(values["class_names"])
-        values["step_size"] = float(values["step_size"])
+        values["read_steps"] = tuple(values["read_steps"])
+        values["step_size"] = None if values["step_size"] is None else float(values["step_size"])
         values["logit_scale"] = float(values["logit_scale"])
         return cls(**values)
 
@@ -132,6 +134,27 @@ def check_relative_path(name: str, path: str | os.PathLike[str]) -> None:
         raise BundleError(f"{path}: the listed file {name!r} is no path inside the bundle; do not trust this bundle")
 
 
+def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Refuse values that contradict each other about the parts of the bundle."""
+    files = values["files"]
+    if len({values["encoder"] is not None, values["preprocessing"] is not None, VISUAL_GRAPH in files}) > 1:
+        raise BundleError(f"{path}: 'encoder', 'preprocessing' and {VISUAL_GRAPH} come together or not at all; {AGAIN}")
+    if FLOW_GRAPH not in files and READOUT not in files:
+        raise BundleError(f"{path}: 'files' must list {FLOW_GRAPH}, {READOUT} or both; {AGAIN}")
+    flow = (values["num_steps"], values["step_size"], values["read_steps"])
+    if FLOW_GRAPH in files:
+        if values["step_size"] is None or values["read_steps"][-1:] not in ([], [values["num_steps"]]):
+            raise BundleError(
+                f"{path}: a flow has a 'step_size', and 'read_steps' that end with 'num_steps', got {_short(flow)}; "
+                f"{AGAIN}"
+            )
+    elif FLOW_PLAN in files or flow != (0, None, []):
+        raise BundleError(
+            f"{path}: without {FLOW_GRAPH} 'num_steps' is 0, 'step_size' null, 'read_steps' empty, and there is no "
+            f"{FLOW_PLAN}, got {_short(flow)}; {AGAIN}"
+        )
+
+
 def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
     folder = Path(bundle_dir)
     if not folder.is_dir():
@@ -151,6 +174,12 @@ def _is_name(value: object) -> bool:
 
 def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_ascending(value: object) -> bool:
+    return (
+        isinstance(value, list) and all(map(_is_int, value)) and value == sorted({step for step in value if step >= 0})
+    )
 
 
 def _is_encoder(value: object) -> bool:
@@ -195,14 +224,15 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "class_names": ("a list of names", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v))),
     "embed_dim": ("a whole number from 1 to 65536", lambda v: _is_int(v) and 1 <= v <= 65536),
     "num_steps": ("a whole number from 0 to 1000", lambda v: _is_int(v) and 0 <= v <= 1000),
-    "step_size": ("a number above 0", is_positive),
+    "step_size": ("a number above 0 or null", lambda v: v is None or is_positive(v)),
+    "read_steps": ("a list of ascending whole numbers", _is_ascending),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: isinstance(v, str) and v in PRECISIONS),
     "logit_scale": ("a number above 0", is_positive),
     "preprocessing": ("an object or null", lambda v: v is None or _is_object(v)),
     "encoder": ("null, or an object with backbone, pretrained and a sha256 digest", _is_encoder),
     "files": (
-        "an object of {sha256, size} with flow/model.onnx",
-        lambda v: _is_object(v) and "flow/model.onnx" in v and all(map(_is_file_entry, v.values())),
+        "an object of {sha256, size}",
+        lambda v: _is_object(v) and all(map(_is_file_entry, v.values())),
     ),
     "versions": ("an object of names", lambda v: _is_object(v) and all(map(_is_name, v.values()))),
     "metrics": ("an object", _is_object),

@@ -24,6 +24,7 @@ FIELDS = {
     "embed_dim": 3,
     "num_steps": 2,
     "step_size": 0.1,
+    "read_steps": [0, 2],
     "precision": "fp32",
     "logit_scale": 100,
     "preprocessing": {"image_size": [32, 32]},
@@ -34,7 +35,7 @@ FIELDS = {
     "training": {"num_shots": 16, "seed": 0, "support_digests": ["1" * 64]},
     "created": "2026-01-02T03:04:05+00:00",
 }
-FILES = ("visual/model.onnx", "flow/model.onnx", "flow/plan.safetensors", "README.md")
+FILES = ("visual/model.onnx", "flow/model.onnx", "flow/plan.safetensors", "heads/readout.safetensors", "README.md")
 
 
 def _write(target: Path, fields=FIELDS, names=FILES, **options) -> Manifest:
@@ -159,7 +160,11 @@ def test_manifests_with_any_bytes_changed(edits, cut):
         (json.dumps({**_VALID, "encoder": None}).encode(), "come together"),
         (json.dumps({**_VALID, "preprocessing": None}).encode(), "come together"),
         (json.dumps({**_VALID, "files": {"flow/model.onnx": _VALID["files"]["README.md"]}}).encode(), "come together"),
-        (json.dumps({**_VALID, "files": {}}).encode(), "flow/model.onnx"),
+        (json.dumps({**_VALID, "files": []}).encode(), "'files' must be an object"),
+        (json.dumps({**_VALID, "read_steps": [2, 0]}).encode(), "ascending"),
+        (json.dumps({**_VALID, "read_steps": [0, 0, 2]}).encode(), "ascending"),
+        (json.dumps({**_VALID, "read_steps": [-1, 2]}).encode(), "ascending"),
+        (json.dumps({**_VALID, "read_steps": [0, True, 2]}).encode(), "ascending"),
         (json.dumps({**_VALID, "class_names": ["x" * 500, 3]}).encode(), r"got \['x+\.\.\."),
     ],
 )
@@ -169,8 +174,51 @@ def test_manifest_errors_say_what_is_wrong(data, message):
     assert "somewhere/manifest.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", list(_VALID))
-def test_every_key_is_required(key):
+_ENTRY = {"sha256": "a" * 64, "size": 3}
+_FLOW, _READOUT = {"flow/model.onnx": _ENTRY}, {"heads/readout.safetensors": _ENTRY}
+_FEATURES = {**_VALID, "encoder": None, "preprocessing": None}
+_NO_FLOW = {**_FEATURES, "files": _READOUT, "num_steps": 0, "step_size": None, "read_steps": []}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        _NO_FLOW,
+        {**_FEATURES, "files": _FLOW},
+        {**_FEATURES, "files": {**_FLOW, **_READOUT}},
+        {**_FEATURES, "files": _FLOW, "num_steps": 0, "read_steps": []},  # a flow that leaves the features alone
+        {key: value for key, value in {**_FEATURES, "files": _FLOW}.items() if key != "read_steps"},
+    ],
+    ids=["read-out", "flow", "both", "no steps", "read_steps left out"],
+)
+def test_a_flow_or_a_readout_or_both(values):
+    manifest = Manifest.from_json(json.dumps(values).encode())
+    assert manifest.step_size == values["step_size"]
+    assert manifest.read_steps == tuple(values.get("read_steps", ()))
+    _accepts_only_what_round_trips(json.dumps(values).encode())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**_FEATURES, "files": {}}, r"must list flow/model\.onnx, heads/readout\.safetensors or both"),
+        ({**_NO_FLOW, "files": {"README.md": _ENTRY}}, r"must list flow/model\.onnx"),
+        ({**_NO_FLOW, "num_steps": 1}, r"without flow/model\.onnx 'num_steps' is 0"),
+        ({**_NO_FLOW, "step_size": 0.1}, r"without flow/model\.onnx"),
+        ({**_NO_FLOW, "read_steps": [0]}, r"without flow/model\.onnx"),
+        ({**_NO_FLOW, "files": {**_READOUT, "flow/plan.safetensors": _ENTRY}}, r"there is no flow/plan\.safetensors"),
+        ({**_FEATURES, "files": _FLOW, "step_size": None}, "a flow has a 'step_size'"),
+        ({**_FEATURES, "files": _FLOW, "read_steps": [0, 1]}, "end with 'num_steps'"),
+        ({**_FEATURES, "files": _FLOW, "read_steps": [0, 3]}, "end with 'num_steps'"),
+    ],
+)
+def test_parts_that_contradict_each_other(values, message):
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(json.dumps(values).encode())
+
+
+@pytest.mark.parametrize("key", [key for key in _VALID if key != "read_steps"])
+def test_every_other_key_is_required(key):
     with pytest.raises(BundleError, match=key):
         Manifest.from_json(json.dumps({k: v for k, v in _VALID.items() if k != key}).encode())
 
