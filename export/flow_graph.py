@@ -1,5 +1,7 @@
 """The flow as an ONNX graph: the plan's Euler steps unrolled, then the read-out."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastfsl.bundle import PlanArrays
 from fastfsl.errors import ShapeError
+from fastfsl.flow.readout import check_read_steps
 from fastfsl.flow.velocity_field import NORM_EPS
 
 # LayerNormalization needs 17; 18 is what the torch exporter emits for the encoder.
@@ -49,18 +52,26 @@ class _Graph:
 
 
 def flow_graph(
-    plan: PlanArrays, class_embeddings: NDArray[np.float32], logit_scale: float, *, name: str = "flow"
+    plan: PlanArrays,
+    class_embeddings: NDArray[np.float32],
+    logit_scale: float,
+    *,
+    read_steps: Sequence[int] | None = None,
+    name: str = "flow",
 ) -> onnx.ModelProto:
     """Unroll a plan into an ONNX model.
 
     Inputs: `image_embeds` (batch, d) float32, of any length; `class_embeddings` (C, d), an initialiser that a caller
-    may override with other (L2-normalised) classes. Outputs: `features` (batch, d), L2-normalised after M steps;
-    `logits` (batch, C) = logit_scale * features @ class_embeddings^T.
+    may override with other (L2-normalised) classes. Outputs: `features` (batch, d), the last state read,
+    L2-normalised; `logits` (batch, C) = logit_scale * features @ class_embeddings^T, or of several read steps the log
+    of the mean over them of softmax(logit_scale * features_k @ class_embeddings^T), (batch, C).
 
     Args:
         plan: the flow plan; with M = 0 the features pass through.
         class_embeddings: L2-normalised, (C, d), float32.
         logit_scale: factor on the cosine similarities.
+        read_steps: steps whose states are read, ascending, in 0..M, 0 being the source; None: M alone. Steps after
+            the last of them are not in the graph.
         name: name of the graph.
 
     Returns:
@@ -68,22 +79,22 @@ def flow_graph(
 
     Raises:
         ShapeError: if the class embeddings do not have the plan's width.
+        ConfigError: if the plan does not have these steps.
     """
     dim = plan.dim
     if class_embeddings.ndim != 2 or class_embeddings.shape[1] != dim:
         raise ShapeError(f"expected class embeddings (C, {dim}), got {class_embeddings.shape}")
+    read_steps = (plan.num_steps,) if read_steps is None else tuple(read_steps)
+    check_read_steps(read_steps, plan.num_steps)
     graph = _Graph()
     graph.constant("class_embeddings", class_embeddings.astype(np.float32))
     graph.constant("logit_scale", np.array(logit_scale, dtype=np.float32))
     graph.constant("unit_eps", np.array(UNIT_EPS, dtype=np.float32))
     graph.constant("feature_axis", np.array([-1], dtype=np.int64))
 
-    transported = graph.normalize("image_embeds", "x_0")
-    if plan.num_steps > 0:
-        transported = _unroll(graph, plan, transported)
-    graph.normalize(transported, "features")
-    classes = graph.node("Transpose", ["class_embeddings"], "class_columns")
-    graph.node("Mul", [graph.node("MatMul", ["features", classes], "cosines"), "logit_scale"], "logits")
+    states = _unroll(graph, plan, graph.normalize("image_embeds", "x_0"), read_steps)
+    names = [*(f"features_{step}" for step in read_steps[:-1]), "features"]
+    _read_out(graph, [graph.normalize(state, label) for state, label in zip(states, names, strict=True)])
 
     def value(label: str, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(label, TensorProto.FLOAT, list(shape))
@@ -105,15 +116,23 @@ def flow_graph(
     return model
 
 
-def _unroll(graph: _Graph, plan: PlanArrays, x_0: str) -> str:
+def _unroll(graph: _Graph, plan: PlanArrays, x_0: str, read_steps: tuple[int, ...]) -> list[str]:
+    """The states after the read steps."""
+    last = read_steps[-1]
+    states = [x_0] if read_steps[0] == 0 else []
+    if last == 0:
+        return states
     # The step size is folded into what is added after every step: u += h (W_in W_out m + W_in b_out).
     graph.constant("input_weight", plan.input_weight)
     graph.constant("input_bias", plan.input_bias)
-    if plan.num_steps > 1:
+    if last > 1:
         graph.constant("scaled_carry_weight", np.float32(plan.step_size) * plan.carry_weight)
         graph.constant("scaled_carry_bias", np.float32(plan.step_size) * plan.carry_bias)
     graph.constant("scaled_output_weight", np.float32(plan.step_size) * plan.output_weight)
-    graph.constant("scaled_output_bias", np.float32(plan.step_size * plan.num_steps) * plan.output_bias)
+    # What belongs to the last state has no suffix.
+    suffix = {step: "" if step == last else f"_{step}" for step in read_steps}
+    for step in filter(None, read_steps):
+        graph.constant(f"scaled_output_bias{suffix[step]}", np.float32(plan.step_size * step) * plan.output_bias)
     for block in range(plan.num_blocks):
         for layer in ("first", "second"):
             graph.constant(f"block{block}_{layer}_weight", getattr(plan, f"{layer}_weight")[block])
@@ -121,7 +140,7 @@ def _unroll(graph: _Graph, plan: PlanArrays, x_0: str) -> str:
 
     u = graph.linear(x_0, "input_weight", "input_bias", "u_0")
     total = ""
-    for step in range(plan.num_steps):
+    for step in range(last):
         h = u
         for block in range(plan.num_blocks):
             h = _block(graph, plan, h, step, block)
@@ -129,11 +148,34 @@ def _unroll(graph: _Graph, plan: PlanArrays, x_0: str) -> str:
         shift = graph.constant(f"step{step}_final_c", plan.final_table[step, 1])
         m = graph.layer_norm(h, scale, shift, f"step{step}_m")
         total = m if step == 0 else graph.node("Add", [total, m], f"step{step}_total")
-        if step + 1 < plan.num_steps:
+        done = step + 1
+        if done < last:
             carried = graph.linear(m, "scaled_carry_weight", "scaled_carry_bias", f"step{step}_carry")
-            u = graph.node("Add", [u, carried], f"u_{step + 1}")
-    displacement = graph.linear(total, "scaled_output_weight", "scaled_output_bias", "displacement")
-    return graph.node("Add", [x_0, displacement], "transported")
+            u = graph.node("Add", [u, carried], f"u_{done}")
+        if done in suffix:
+            end = suffix[done]
+            moved = graph.linear(total, "scaled_output_weight", f"scaled_output_bias{end}", f"displacement{end}")
+            states.append(graph.node("Add", [x_0, moved], f"transported{end}"))
+    return states
+
+
+def _read_out(graph: _Graph, features: list[str]) -> None:
+    classes = graph.node("Transpose", ["class_embeddings"], "class_columns")
+    if len(features) == 1:
+        graph.node("Mul", [graph.node("MatMul", [features[0], classes], "cosines"), "logit_scale"], "logits")
+        return
+    graph.constant("state_axis", np.array([0], dtype=np.int64))
+    stack = []
+    for label in features:
+        cosines = graph.node("MatMul", [label, classes], f"{label}_cosines")
+        log_probabilities = graph.node(
+            "LogSoftmax", [graph.node("Mul", [cosines, "logit_scale"], f"{label}_logits")], f"{label}_log_probabilities"
+        )
+        stack.append(graph.node("Unsqueeze", [log_probabilities, "state_axis"], f"{label}_slice"))
+    states = graph.node("Concat", stack, "log_probabilities", axis=0)
+    total = graph.node("ReduceLogSumExp", [states, "state_axis"], "log_total", keepdims=0)
+    graph.constant("log_count", np.array(math.log(len(features)), dtype=np.float32))
+    graph.node("Sub", [total, "log_count"], "logits")
 
 
 def _block(graph: _Graph, plan: PlanArrays, h: str, step: int, block: int) -> str:

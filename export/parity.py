@@ -1,5 +1,6 @@
 """Does the exported graph compute what torch computes? Asked at every export, answered in the manifest."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
 from fastfsl.export.visual_graph import pixels_to_embedding
-from fastfsl.flow import FlowPlan, class_logits, normalize, run_plan
+from fastfsl.flow import FlowPlan, normalize, plan_states, read_out
 from fastfsl.runtime.session import Session, create_session
 
 # One baked-in batch size would pass any single one of these.
@@ -51,9 +52,21 @@ def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def flow_parity(
-    plan: FlowPlan, class_embeddings: NDArray[np.float32], logit_scale: float, model: onnx.ModelProto
+    plan: FlowPlan,
+    class_embeddings: NDArray[np.float32],
+    logit_scale: float,
+    model: onnx.ModelProto,
+    *,
+    read_steps: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Compare the exported flow with the plan's torch executor, batches 1, 2 and 5, random unit-length features.
+
+    Args:
+        plan: the flow plan.
+        class_embeddings: L2-normalised, (C, d), float32.
+        logit_scale: factor on the cosine similarities.
+        model: `flow_graph` of the same.
+        read_steps: as for `flow_graph`.
 
     Returns:
         `batches`, `max_abs_error` of the features, `min_cosine`, `max_probability_error`.
@@ -71,10 +84,10 @@ def flow_parity(
         near = embeddings[torch.randint(len(embeddings), (batch,), generator=generator)]
         features = normalize(noise + near * torch.rand(batch, 1, generator=generator) * 2)
         with torch.inference_mode():
-            transported = normalize(run_plan(plan, features))
-            expected_logits = class_logits(transported, embeddings, logit_scale)
+            states = plan_states(plan, features, (plan.num_steps,) if read_steps is None else read_steps)
+            expected_logits = read_out(states, embeddings, logit_scale)
         got, logits = session.run(["features", "logits"], {"image_embeds": features.numpy()})
-        expected = transported.numpy()
+        expected = normalize(states[-1]).numpy()
         _check_shape("features", got, expected)
         _check_shape("logits", logits, expected_logits.numpy())
         errors.append(float(np.abs(got - expected).max()))

@@ -7,10 +7,19 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from fastfsl.errors import BundleError, ShapeError
+from fastfsl.errors import BundleError, ConfigError, ShapeError
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.parity import flow_parity
-from fastfsl.flow import FlowPlan, VelocityField, build_plan, class_logits, euler, normalize
+from fastfsl.flow import (
+    FlowPlan,
+    VelocityField,
+    build_plan,
+    class_logits,
+    euler,
+    euler_states,
+    normalize,
+    read_out,
+)
 
 DIM, CLASSES = 32, 6
 
@@ -49,9 +58,51 @@ def test_graph_equals_euler_on_the_field_itself(num_steps, batch):
         assert (expected - normalize(features)).abs().max() > 1e-2
 
 
-def test_graph_needs_nothing_but_the_onnx_standard():
+@pytest.mark.parametrize("read_steps", [(0,), (2,), (0, 4, 8), (1, 3), (0, 10), tuple(range(11))])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_averaged_read_out_equals_torch_on_the_field_itself(read_steps, batch):
+    field, plan = make_plan(10)
+    features = torch.randn(batch, DIM, generator=torch.Generator().manual_seed(2))
+    model = flow_graph(plan.to_arrays(), embeddings().numpy(), 50.0, read_steps=read_steps)
+    got, logits = session(model).run(None, {"image_embeds": features.numpy()})
+    with torch.no_grad():
+        states = list(euler_states(field, normalize(features), 10, 0.1))
+    states = [states[step] for step in read_steps]
+    np.testing.assert_allclose(got, normalize(states[-1]), atol=2e-6)
+    np.testing.assert_allclose(logits, read_out(states, embeddings(), 50.0), atol=2e-4)
+
+
+def test_steps_after_the_last_read_out_are_not_in_the_graph():
+    _, plan = make_plan(10)
+    names = {
+        node.name for node in flow_graph(plan.to_arrays(), embeddings().numpy(), 1.0, read_steps=(0, 4)).graph.node
+    }
+    assert "step3_m" in names
+    assert not any(name.startswith(f"step{step}_") for name in names for step in range(4, 10))
+
+
+def test_reading_the_last_step_is_the_plain_graph():
     _, plan = make_plan(3)
-    model = flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0)
+    plain = flow_graph(plan.to_arrays(), embeddings().numpy(), 50.0)
+    assert flow_graph(plan.to_arrays(), embeddings().numpy(), 50.0, read_steps=(3,)) == plain
+
+
+def test_averaged_read_out_is_stable():
+    # At this scale every probability but the largest is below the smallest float32, and its log is not.
+    field, plan = make_plan(2)
+    features = normalize(torch.randn(5, DIM, generator=torch.Generator().manual_seed(2)))
+    model = flow_graph(plan.to_arrays(), embeddings().numpy(), 5000.0, read_steps=(0, 2))
+    _, logits = session(model).run(None, {"image_embeds": features.numpy()})
+    with torch.no_grad():
+        states = list(euler_states(field.double(), features.double(), 2, 0.1))
+    np.testing.assert_allclose(logits, read_out([states[0], states[2]], embeddings().double(), 5000.0), atol=2e-2)
+    assert logits.min() < -1000
+
+
+@pytest.mark.parametrize("read_steps", [None, (0, 1, 3)])
+def test_graph_needs_nothing_but_the_onnx_standard(read_steps):
+    _, plan = make_plan(3)
+    model = flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0, read_steps=read_steps)
     assert {entry.domain for entry in model.opset_import} == {""}
     features = normalize(torch.randn(3, DIM)).numpy()
     expected = session(model).run(None, {"image_embeds": features})
@@ -62,15 +113,18 @@ def test_graph_needs_nothing_but_the_onnx_standard():
     np.testing.assert_allclose(got[1], expected[1], atol=2e-4)
 
 
-def test_class_embeddings_can_be_overridden_with_more_classes():
-    _, plan = make_plan(2)
+@pytest.mark.parametrize("read_steps", [(2,), (0, 2)])
+def test_class_embeddings_can_be_overridden_with_more_classes(read_steps):
+    field, plan = make_plan(2)
     other = embeddings(9)
     features = normalize(torch.randn(4, DIM)).numpy()
-    onnx_session = session(flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0))
+    onnx_session = session(flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0, read_steps=read_steps))
     assert [value.name for value in onnx_session.get_inputs()] == ["image_embeds"]
-    transported, logits = onnx_session.run(None, {"image_embeds": features, "class_embeddings": other.numpy()})
+    _, logits = onnx_session.run(None, {"image_embeds": features, "class_embeddings": other.numpy()})
     assert logits.shape == (4, 9)
-    np.testing.assert_allclose(logits, 100 * transported @ other.numpy().T, atol=1e-3)
+    with torch.no_grad():
+        states = list(euler_states(field, torch.from_numpy(features), 2, 0.1))
+    np.testing.assert_allclose(logits, read_out([states[step] for step in read_steps], other, 100.0), atol=1e-3)
 
 
 def test_runtime_fuses_layer_norm_and_silu(tmp_path):
@@ -97,14 +151,28 @@ def test_wrong_width_is_named():
 
 def test_parity_notices_an_altered_graph():
     _, plan = make_plan(3)
-    model = flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0)
-    report = flow_parity(plan, embeddings().numpy(), 100.0, model)
+    altered = flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0)
+    report = flow_parity(plan, embeddings().numpy(), 100.0, altered)
     assert report["batches"] == [1, 2, 5]
     assert report["max_probability_error"] < 1e-4
-    for tensor in model.graph.initializer:
+    for tensor in altered.graph.initializer:
         if tensor.name == "step1_block0_gate":
             values = onnx.numpy_helper.to_array(tensor).copy()
             values[:4] += 0.5
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     with pytest.raises(BundleError, match="does not match torch"):
-        flow_parity(plan, embeddings().numpy(), 100.0, model)
+        flow_parity(plan, embeddings().numpy(), 100.0, altered)
+
+
+def test_parity_asks_for_the_same_read_out():
+    _, plan = make_plan(3)
+    averaged = flow_graph(plan.to_arrays(), embeddings().numpy(), 10.0, read_steps=(0, 3))
+    assert flow_parity(plan, embeddings().numpy(), 10.0, averaged, read_steps=(0, 3))["max_probability_error"] < 1e-4
+    with pytest.raises(BundleError, match="does not match torch"):  # same features, other probabilities
+        flow_parity(plan, embeddings().numpy(), 10.0, averaged)
+
+
+def test_steps_the_plan_lacks_are_named():
+    _, plan = make_plan(3)
+    with pytest.raises(ConfigError, match=r"0\.\.3, got \[0, 4\]"):
+        flow_graph(plan.to_arrays(), embeddings().numpy(), 100.0, read_steps=(0, 4))
