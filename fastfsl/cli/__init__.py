@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 import typer
 
+from fastfsl.cli.compare import compare
 from fastfsl.cli.demo import demo
 from fastfsl.cli.doctor import doctor
 from fastfsl.cli.evaluate import evaluate
@@ -71,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (demo, train, evaluate, export, predict, inspect, doctor):
+for _command in (demo, train, evaluate, compare, export, predict, inspect, doctor):
     app.command(name=_command.__name__)(_guarded(_command))
 
 

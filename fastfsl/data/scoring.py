@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
 from fastfsl.data.readable import check_readable
@@ -116,6 +117,31 @@ def score(
         num_unreadable=num_unreadable,
         num_excluded=num_excluded,
     )
+
+
+def calibration_error(probabilities: NDArray[np.floating], labels: LabelArray, num_bins: int = 15) -> float:
+    """Expected calibration error: how far the probability of the chosen class is from how often it is right.
+
+        ECE = Σ_b (n_b / n) |accuracy of bin b - mean top probability of bin b|,   bins of equal width over (0, 1].
+
+    Args:
+        probabilities: (n, C), rows sum to 1.
+        labels: class indices, (n,).
+        num_bins: number of bins.
+
+    Source: Guo et al. (arXiv 1706.04599), section 2.
+    """
+    top = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(top * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=right - top, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def negative_log_likelihood(probabilities: NDArray[np.floating], labels: LabelArray) -> float:
+    """Mean of -log of the right class's probability, nats; what underflowed to 0 counts as the smallest float32."""
+    of_right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(of_right, np.finfo(np.float32).tiny)).mean())
 
 
 def digest_of(path: Path) -> str:

@@ -1,0 +1,155 @@
+"""`fastfsl compare`: which method wins on the user's data, and by how much."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastfsl.cli.output import print_json, stdout
+from fastfsl.cli.progress import reporting
+from fastfsl.cli.requirements import require_training
+from fastfsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.text import Text
+
+    from fastfsl.fit.compare import Comparison, Row
+
+
+def compare(
+    data: Annotated[
+        Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
+    ],
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, with commas.  [default: all but fma-paper and fma-released]")
+    ] = None,
+    exclude: Annotated[str, typer.Option(help="Methods to leave out, with commas.")] = "",
+    shots: Annotated[str, typer.Option(help="Images a class, with commas; `all` takes all there are.")] = "1,4,16",
+    seeds: Annotated[int, typer.Option(help="Episodes of each: seeds 0, 1, ...")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for cells and results.  [default: compare-NAME in the working folder]"
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of parameters: {method: {parameter: value}}.")] = None,
+    split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Rank methods on a data set: each is fitted on few-shot episodes of the train split and scored on the test split.
+
+    Every method meets the same episodes. A finished cell (method, shots, seed) is kept in OUT/cells: the same command
+    again computes only what is missing. OUT/results.json and results.csv hold the outcome.
+    """
+    require_training()
+    from fastfsl.fit.compare import compare as run_comparison
+
+    with reporting(overall="cells") as reporter:
+        comparison = run_comparison(
+            data,
+            methods=_chosen(methods, exclude),
+            shots=_shots(shots),
+            seeds=seeds,
+            params=_parameters(config),
+            split=split,
+            out=_default_out(data) if out is None else out,
+            device=device,
+            reporter=reporter,
+        )
+    if as_json:
+        print_json(comparison.document())
+    else:
+        _print_table(comparison)
+
+
+def _chosen(methods: str | None, exclude: str) -> list[str]:
+    from fastfsl.fit.compare import check_methods, default_methods
+
+    chosen = _listed(methods) if methods is not None else list(default_methods())
+    left_out = _listed(exclude)
+    check_methods([*chosen, *left_out])
+    return [name for name in chosen if name not in left_out]
+
+
+def _shots(text: str) -> list[int | None]:
+    try:
+        return [None if word == "all" else int(word) for word in _listed(text)]
+    except ValueError as error:
+        raise ConfigError(
+            f"expected --shots to be numbers or `all`, with commas, such as 1,4,16, got {text!r}"
+        ) from error
+
+
+def _listed(text: str) -> list[str]:
+    return [word for word in map(str.strip, text.split(",")) if word]
+
+
+def _parameters(config: Path | None) -> dict[str, dict[str, Any]]:
+    from fastfsl.fit.compare import check_methods
+    from fastfsl.fit.config import read_yaml
+
+    values = read_yaml(config)
+    check_methods(values)
+    for method, params in values.items():
+        if not isinstance(params, dict):
+            raise ConfigError(f"{config}: expected {method} to hold `parameter: value` lines, got {params!r}")
+    return values
+
+
+def _default_out(data: Path) -> Path:
+    return Path(f"compare-{data.resolve().stem}")
+
+
+def _print_table(comparison: "Comparison") -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    by_method: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        by_method.setdefault(row.method, []).append(row)
+    first = next(iter(by_method.values()))
+    table = Table(title=Text("Accuracy, % (mean ± sd over seeds)"), title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for row in first:
+        table.add_column("mean" if row.shots == "mean" else f"{row.shots} shots", justify="right", no_wrap=True)
+    for header in ("train s", "numbers", "µs"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for method, rows in by_method.items():
+        table.add_row(Text(method), *map(_accuracy, rows), *_costs(rows))
+    stdout().print(table)
+    settings = comparison.settings
+    stdout().print(
+        "Best in bold; * within noise of it (paired over seeds and test samples). Costs: one fit, the numbers it "
+        f"determined, and a feature's time on the CPU in batches of {settings['batch_size']}"
+        f"{', means over shots' if len(first) > 1 else ''}."
+    )
+
+
+def _accuracy(row: "Row") -> "Text":
+    from rich.text import Text
+
+    if row.accuracy_mean is None:
+        return Text("failed", style="red")
+    spread = "" if row.accuracy_sd is None else f"±{100 * row.accuracy_sd:.1f}"
+    mark = "*" if row.within_noise and not row.best else " "
+    return Text(f"{100 * row.accuracy_mean:.1f}{spread}{mark}", style="bold" if row.best else "")
+
+
+def _costs(rows: "Sequence[Row]") -> list[str]:
+    """Of the last row: the mean over numbers of shots where there are several."""
+    last = rows[-1]
+    if last.train_seconds is None or last.num_parameters is None or last.microseconds_per_feature is None:
+        return ["-"] * 3
+    return [f"{last.train_seconds:.2f}", _short(last.num_parameters), f"{last.microseconds_per_feature:.0f}"]
+
+
+def _short(number: int) -> str:
+    """1234567 as 1.2M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

@@ -1,0 +1,19 @@
+"""Which method wins on these data, and by how much: methods by shots by seeds, resumable, with honest intervals."""
+
+from fastfsl.fit.compare.cell import Cell, CellSpec
+from fastfsl.fit.compare.comparison import Comparison, Failure, check_methods, compare, default_methods
+from fastfsl.fit.compare.leaderboard import Row
+from fastfsl.fit.compare.noise import Difference, paired_difference
+
+__all__ = [
+    "Cell",
+    "CellSpec",
+    "Comparison",
+    "Difference",
+    "Failure",
+    "Row",
+    "check_methods",
+    "compare",
+    "default_methods",
+    "paired_difference",
+]

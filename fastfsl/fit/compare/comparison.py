@@ -1,0 +1,273 @@
+"""The comparison itself: every method on every episode, each finished cell kept, and the leaderboard of them."""
+
+import csv
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fastfsl.devices import resolve_device
+from fastfsl.errors import ConfigError, DataError, FastFSLError
+from fastfsl.files import staged_file
+from fastfsl.fit.compare.cell import BATCH_SIZE, Cell, CellSpec, run_cell
+from fastfsl.fit.compare.leaderboard import Row, rows
+from fastfsl.fit.compare.noise import CONFIDENCE
+from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
+from fastfsl.fit.config import typed_params
+from fastfsl.fit.estimator import StageCallback
+from fastfsl.fit.methods import METHODS, RESERVED, make_estimator
+from fastfsl.fit.run import installed_versions, now
+from fastfsl.fit.train import Reporter, SilentReporter
+
+CELLS, RESULTS, TABLE = "cells", "results.json", "results.csv"
+
+# As published: several times slower than the rest, so that they are compared only when they are named.
+SLOW = ("fma-paper", "fma-released")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell whose method could not be fitted, and why."""
+
+    spec: CellSpec
+    error: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        rows: the leaderboard; methods over all numbers of shots come last.
+        cells: finished cells.
+        failures: the others.
+        warnings: what the user should know of the data.
+        data: path, classes, sizes.
+        settings: methods, shots, seeds, device, batch size of the timing, level of the intervals.
+        versions: packages at work.
+        created: when, UTC.
+    """
+
+    rows: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    failures: tuple[Failure, ...]
+    warnings: tuple[str, ...]
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON values; the cells without what has a value for every sample or class."""
+        kept = [_place(cell.spec) | cell.model_dump(exclude={"spec", "right", "class_accuracy"}) for cell in self.cells]
+        return {
+            "format": "fastfsl-comparison",
+            "version": 1,
+            "data": self.data,
+            "settings": self.settings,
+            "rows": [asdict(row) for row in self.rows],
+            "cells": [*kept, *(_place(failure.spec) | {"error": failure.error} for failure in self.failures)],
+            "warnings": list(self.warnings),
+            "versions": self.versions,
+            "created": self.created,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write results.json and results.csv, each whole or not at all.
+
+        Raises:
+            ConfigError: a file cannot be written.
+        """
+        with staged_file(folder / RESULTS) as staging:
+            text = json.dumps(self.document(), indent=1, ensure_ascii=False, allow_nan=False)
+            staging.write_text(text + "\n", encoding="utf-8")
+        with staged_file(folder / TABLE) as staging, staging.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*_PLAIN, "vs_best", "vs_best_low", "vs_best_high"])
+            for row in self.rows:
+                against = row.vs_best
+                ends = [None] * 3 if against is None else [against.mean, against.low, against.high]
+                writer.writerow([*(getattr(row, name) for name in _PLAIN), *ends])
+
+
+_PLAIN = [name for name in Row.__dataclass_fields__ if name not in {"vs_best", "class_accuracy"}]
+
+
+def compare(
+    data: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    shots: Sequence[int | None] = (1, 4, 16),
+    seeds: int = 3,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    split: str = "test",
+    out: Path | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Fit every method on every episode of a data set and score it on the test split.
+
+    The test split's labels are read to score, never before: nothing fitted or chosen sees them.
+
+    Args:
+        data: a feature file.
+        methods: names of the registry; default all but `SLOW`.
+        shots: samples a class; None stands for all there are.
+        seeds: episodes of each, seeds 0 .. seeds - 1; the same ones for every method.
+        params: parameters of methods, by method and name.
+        split: what is scored on, `test` or `val`.
+        out: folder that keeps finished cells, and in the end the results; cells that it holds already are not computed
+            again. None keeps nothing.
+        device: torch device, or `auto`.
+        reporter: hears of progress and warnings.
+
+    Returns:
+        The comparison. A method that fails on an episode is among its `failures`.
+
+    Raises:
+        DataError: the data cannot be used, or a class has fewer samples than an episode asks for.
+        ConfigError: an option cannot be used; an unknown method or parameter, for one.
+    """
+    reporter = reporter or SilentReporter()
+    names = tuple(methods) if methods is not None else default_methods()
+    check_plan(names, shots, seeds)
+    resolved_device = str(resolve_device(device))
+    resolved = {name: _resolved(name, (params or {}).get(name, {})) for name in names}
+    if out is not None:
+        check_folder(out)
+    pool = load_pool(data, shots, range(seeds), split=split)
+    specs = [
+        CellSpec(method=name, params=resolved[name], shots=number, seed=seed, device=resolved_device)
+        for seed in range(seeds)
+        for number in shots
+        for name in names
+    ]
+    cells, failures = _run_all(specs, pool, None if out is None else out / CELLS, reporter)
+    comparison = Comparison(
+        rows=tuple(rows(cells, names, shots, range(seeds))),
+        cells=tuple(cells),
+        failures=tuple(failures),
+        warnings=(),
+        data={
+            "path": str(data),
+            "num_classes": len(pool.class_names),
+            "num_train": pool.num_train,
+            "split": split,
+            "num_test": len(pool.test.labels),
+        },
+        settings={
+            "methods": resolved,
+            "shots": [shots_label(number) for number in shots],
+            "seeds": seeds,
+            "device": resolved_device,
+            "batch_size": BATCH_SIZE,
+            "confidence": CONFIDENCE,
+        },
+        versions=installed_versions(),
+        created=now(),
+    )
+    if out is not None:
+        comparison.save(out)
+    return comparison
+
+
+def default_methods() -> tuple[str, ...]:
+    """All of the registry but the slow ones."""
+    return tuple(name for name in METHODS if name not in SLOW)
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Refuse a name that is no method's, and name those it is close to.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if name not in METHODS:
+            close = ", ".join(difflib.get_close_matches(str(name), METHODS)) or ", ".join(METHODS)
+            raise ConfigError(f"unknown method {name!r}: expected one such as {close}")
+
+
+def check_plan(methods: Sequence[str], shots: Sequence[int | None], seeds: int) -> None:
+    """Refuse a comparison of nothing, of something twice, or of a method that is not there.
+
+    Raises:
+        ConfigError: naming what.
+    """
+    check_methods(methods)
+    for what, values in (("method", methods), ("number of shots", [shots_label(number) for number in shots])):
+        if not values or len(set(values)) != len(values):
+            listed = ", ".join(map(str, values)) or "none"
+            raise ConfigError(f"expected at least one {what}, each once, got {listed}")
+    if seeds < 1:
+        raise ConfigError(f"expected at least one seed, got {seeds}")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse, before any work is done, a folder that holds something else.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    if out.exists() and not (out.is_dir() and ((out / CELLS).is_dir() or not any(out.iterdir()))):
+        raise ConfigError(f"{out} exists and holds no comparison, so it is not touched: choose another --out")
+
+
+def _resolved(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the estimator's own parameters, those not given at their defaults."""
+    try:
+        typed = typed_params(method, params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, (method, *first["loc"])))
+        raise ConfigError(f"option {name!r}: {first['msg']}, got {first['input']!r}") from error
+    estimator = make_estimator(method, typed, logit_scale=1.0, seed=0, device="cpu")
+    return {name: value for name, value in estimator.get_params().items() if name not in RESERVED}
+
+
+def _run_all(
+    specs: Sequence[CellSpec], pool: Pool, folder: Path | None, reporter: Reporter
+) -> tuple[list[Cell], list[Failure]]:
+    """The cells, from the folder or computed; every computed one is kept at once."""
+    digests = {key: pool.digest(*key) for key in pool.episodes}
+    cells: list[Cell] = []
+    failures: list[Failure] = []
+    for done, spec in enumerate(specs):
+        reporter.stage("cells", done, len(specs))
+        path = None if folder is None else folder / f"{spec.key(digests[spec.shots, spec.seed])}.json"
+        cell = None if path is None else _kept(path, spec, reporter)
+        if cell is None:
+            try:
+                cell = run_cell(spec, pool, on_stage=_named(spec, reporter))
+            except (FastFSLError, np.linalg.LinAlgError) as error:
+                failures.append(Failure(spec, str(error)))
+                reporter.warn(f"{spec}: {error}")
+                continue
+            if path is not None:
+                cell.save(path)
+        cells.append(cell)
+    reporter.stage("cells", len(specs), len(specs))
+    return cells, failures
+
+
+def _kept(path: Path, spec: CellSpec, reporter: Reporter) -> Cell | None:
+    if not path.exists():
+        return None
+    try:
+        return Cell.load(path, spec)
+    except DataError as error:
+        reporter.warn(f"{error}: computed again")
+        return None
+
+
+def _named(spec: CellSpec, reporter: Reporter) -> StageCallback:
+    return lambda name, done, total: reporter.stage(f"{spec}: {name}", done, total)
+
+
+def _place(spec: CellSpec) -> dict[str, Any]:
+    return {"method": spec.method, "shots": shots_label(spec.shots), "seed": spec.seed}
