@@ -14,6 +14,7 @@ from fastfsl.cli.demo import demo_config
 from fastfsl.data import draw_episode, read_folder
 from fastfsl.demo.digits import AUGMENTATION, TEMPLATES, write_digits
 from fastfsl.encoders import Augmentation, class_embeddings, extract_features, load_encoder
+from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.flow import euler_states
 
 SEEDS = range(8)
@@ -35,7 +36,8 @@ def bench_step_selection(benchmark, record, tmp_path, shots):
             views = extract_features(
                 encoder, [paths[index] for index in support], 8, Augmentation(**AUGMENTATION), seed, tmp_path / "cache"
             )
-            estimator = demo_config(shots, seed).estimator(logit_scale=encoder.logit_scale)
+            params = demo_config(shots, seed).params
+            estimator = FlowMatchingAlignment(**params, logit_scale=encoder.logit_scale, seed=seed)
             estimator.fit(views, labels[support], embeddings, plain_features=plain[support])
             curve = np.array(estimator.selection_.accuracy_by_step)
             others = np.setdiff1d(np.arange(len(labels)), support)

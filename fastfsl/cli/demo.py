@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastfsl.encoders import Encoder
     from fastfsl.fit.config import TrainConfig
-    from fastfsl.fit.run import Run
+    from fastfsl.fit.fma import FlowMatchingAlignment
     from fastfsl.fit.train import Reporter
 
 DEMO_FILE = "demo.json"
@@ -90,7 +90,8 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
     paths = [sample.path for sample in images]
     encoder = run_encoder(run)
     features = encode_plain(encoder, images, cache_dir=out / "cache")
-    embeddings = run.estimator.class_embeddings_
+    flow = cast("FlowMatchingAlignment", run.estimator)
+    embeddings = flow.class_embeddings_
     zero_shot = class_logits(torch.from_numpy(features), embeddings, run.record.logit_scale).argmax(dim=1).numpy()
     in_torch = run.estimator.predict_proba(features)
     classifier = Classifier.load(out / "bundle")
@@ -98,19 +99,19 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
 
     pictures = [open_image(path) for path in paths[: max(_BATCHES)]]
     encoder_bytes = _num_bytes(encoder.model)
-    flow_bytes = _num_bytes(run.estimator.velocity_field_)
+    flow_bytes = _num_bytes(flow.velocity_field_)
     bundle_bytes = sum(file.stat().st_size for file in (out / "bundle").rglob("*") if file.is_file())
     rows = [
         {
             "name": "zero-shot CLIP, torch",
             "accuracy": float((zero_shot == labels).mean()),
-            **_latency(lambda batch: _zero_shot(encoder, run, batch), pictures),
+            **_latency(lambda batch: _zero_shot(encoder, flow, batch), pictures),
             "size_bytes": encoder_bytes,
         },
         {
-            "name": f"FMA, {run.estimator.num_steps_} steps, torch",
+            "name": f"FMA, {run.num_steps} steps, torch",
             "accuracy": float((in_torch.argmax(axis=1) == labels).mean()),
-            **_latency(lambda batch: _fma(encoder, run, batch), pictures),
+            **_latency(lambda batch: flow.predict_proba(_encode(encoder, batch)), pictures),
             "size_bytes": encoder_bytes + flow_bytes,
         },
         {
@@ -126,8 +127,8 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
         "num_samples": len(labels),
         "shots": shots,
         "seed": seed,
-        "num_steps": run.estimator.num_steps_,
-        "held_out_accuracy_by_step": list(run.estimator.selection_.accuracy_by_step),
+        "num_steps": run.num_steps,
+        "held_out_accuracy_by_step": run.record.selection["accuracy_by_step"],
         "same_class": int((in_torch.argmax(axis=1) == in_runtime.argmax(axis=1)).sum()),
         "max_probability_error": float(np.abs(in_torch - in_runtime).max()),
         "train_seconds": run.record.train_seconds,
@@ -144,6 +145,7 @@ def demo_config(shots: int, seed: int) -> "TrainConfig":
 
     return load_config(
         flags={
+            "method": "fma",
             "shots": shots,
             "seed": seed,
             "backbone": "tiny-clip",
@@ -177,14 +179,10 @@ def _is_finished(file: Path) -> bool:
     return isinstance(document, dict) and bool(document.get("complete"))
 
 
-def _zero_shot(encoder: "Encoder", run: "Run", batch: list["Image.Image"]) -> None:
+def _zero_shot(encoder: "Encoder", flow: "FlowMatchingAlignment", batch: list["Image.Image"]) -> None:
     from fastfsl.flow.readout import class_logits
 
-    class_logits(_encode(encoder, batch), run.estimator.class_embeddings_, run.record.logit_scale).softmax(dim=-1)
-
-
-def _fma(encoder: "Encoder", run: "Run", batch: list["Image.Image"]) -> None:
-    run.estimator.predict_proba(_encode(encoder, batch))
+    class_logits(_encode(encoder, batch), flow.class_embeddings_, flow.logit_scale_).softmax(dim=-1)
 
 
 def _encode(encoder: "Encoder", batch: list["Image.Image"]) -> Any:  # noqa: ANN401  # a torch tensor; torch stays unimported here

@@ -50,7 +50,7 @@ def _evaluate_run(
 
     run = Run.load(model, device=device)
     evaluation = evaluate_run(run, data, split=split, device=device, image_root=image_root, reporter=reporter)
-    return {"method": run.record.config.method, "num_steps": run.estimator.num_steps_, **asdict(evaluation)}
+    return {"method": run.record.config.method, "num_steps": run.num_steps, **asdict(evaluation)}
 
 
 def _evaluate_bundle(

@@ -1,5 +1,6 @@
 """`fastfsl train`: from a data set to a run folder."""
 
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
+from fastfsl.fit.methods import DEFAULT_METHOD, METHODS  # noqa: TID253  # the registry imports no estimator
 
 if TYPE_CHECKING:
     from fastfsl.fit.run import Run
@@ -18,7 +20,9 @@ def train(
         Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")],
-    method: Annotated[str | None, typer.Option(help="Method: fma.  [default: fma]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of the methods above.  [default: {DEFAULT_METHOD}]", metavar="METHOD")
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Images a class, drawn by --seed.  [default: all]")] = None,
     backbone: Annotated[
         str | None,
@@ -41,9 +45,10 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Train an adapter on a few labelled images a class (or on their features).
+    """Train a method on a few labelled images a class (or on their features).
 
-    The number of Euler steps is chosen by cross-validation on the support set; the test split is not read.
+    What a method has to choose (settings, weights, the number of Euler steps) is chosen on these images alone; the val
+    and test splits are not read.
     """
     from fastfsl.files import check_output
 
@@ -76,17 +81,21 @@ def train(
         print_fields(f"Trained {out}", _summary(run, out))
 
 
+# The command's help lists the methods, from the one place that describes them.
+train.__doc__ = "\n".join(
+    [cleandoc(train.__doc__ or ""), "", "Methods:", "", *(f"- {name}: {METHODS[name].summary}" for name in METHODS)]
+)
+
+
 def _summary(run: "Run", out: Path) -> dict[str, Any]:
-    selection = run.estimator.selection_
-    held_out = selection.accuracy_by_step[selection.num_steps] if selection.accuracy_by_step else None
     return {
         "run": str(out),
         "method": run.record.config.method,
         "num_classes": len(run.record.class_names),
         "num_support": run.record.num_support,
-        "num_steps": selection.num_steps,
-        "selection": selection.rule,
-        "held_out_accuracy": held_out,
+        "num_steps": run.num_steps,
+        "selection": run.record.selection.get("rule"),
+        "held_out_accuracy": run.held_out_accuracy,
         "num_parameters": run.record.num_parameters,
         "feature_seconds": round(run.record.feature_seconds, 3),
         "train_seconds": round(run.record.train_seconds, 3),

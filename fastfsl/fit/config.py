@@ -1,20 +1,15 @@
 """The configuration of a training: a YAML file, command-line flags that win over it, and the method's parameters."""
 
-import difflib
-import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fastfsl.errors import ConfigError
-from fastfsl.fit.fma import FlowMatchingAlignment
-
-METHODS: dict[str, type[FlowMatchingAlignment]] = {"fma": FlowMatchingAlignment}
-
-# Set by the training itself, from the configuration's own `seed` and `device` and from the encoder.
-_RESERVED = ("seed", "device", "logit_scale")
+from fastfsl.fit.estimator import Estimator
+from fastfsl.fit.methods import DEFAULT_METHOD, check_names, find_method, make_estimator
 
 # numpy's and scikit-learn's random states take 32 bits.
 _MAX_SEED = 2**32 - 1
@@ -34,12 +29,12 @@ class TrainConfig(BaseModel):
         augmentation: options of `fastfsl.encoders.Augmentation`.
         image_root: folder that a split file's paths are relative to.
         device: `auto`, `cpu` or `cuda`.
-        params: the estimator's own parameters, by name.
+        params: the estimator's own parameters, by name: those of the method's preset and those that were given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = "fma"
+    method: str = DEFAULT_METHOD
     shots: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
     backbone: str = "ViT-B-16"
@@ -51,9 +46,9 @@ class TrainConfig(BaseModel):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     params: dict[str, Any] = Field(default_factory=dict)
 
-    def estimator(self, *, logit_scale: float) -> FlowMatchingAlignment:
+    def estimator(self, *, logit_scale: float) -> Estimator:
         """The method's unfitted estimator."""
-        return METHODS[self.method](**self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
+        return make_estimator(self.method, self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
 
 
 def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -> TrainConfig:
@@ -68,20 +63,14 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
     Raises:
         ConfigError: if the file cannot be read, a key is unknown or a value is out of its range.
     """
-    values = {**_read_yaml(path), **{key: value for key, value in (flags or {}).items() if value is not None}}
-    method = values.get("method", "fma")
-    if not isinstance(method, str) or method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    values = {**read_yaml(path), **{key: value for key, value in (flags or {}).items() if value is not None}}
+    method = find_method(values.get("method", DEFAULT_METHOD))
     own = set(TrainConfig.model_fields) - {"params"}
-    known = {name for name in inspect.signature(METHODS[method]).parameters if name not in _RESERVED}
-    unknown = [key for key in values if key not in own | known]
-    if unknown:
-        close = difflib.get_close_matches(str(unknown[0]), own | known, n=1)
-        advice = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(own | known))}"
-        raise ConfigError(f"unknown option {unknown[0]!r} for method {method!r}: {advice}")
+    check_names(values, own | set(method.parameters()), method.name)
+    given = {name: value for name, value in values.items() if name not in own}
     try:
-        params = _checked_params(method, {key: value for key, value in values.items() if key in known})
-        return TrainConfig(**{key: value for key, value in values.items() if key in own}, params=params)
+        params = typed_params(method.name, {**method.preset, **given})
+        return TrainConfig(**{name: values[name] for name in values if name in own}, params=params)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
@@ -89,19 +78,31 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
         ) from error
 
 
-def _checked_params(method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters in the types of the estimator's signature: YAML reads 2e-4 as text, for one.
+def typed_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in the types of the estimator's signature: YAML reads 2e-4 as text, JSON a tuple as a list.
 
     Raises:
+        ConfigError: if there is no such method or parameter.
         ValidationError: if a value is of another type.
     """
-    types = get_type_hints(METHODS[method].__init__)
+    types = find_method(method).parameters()
+    check_names(params, types, method)
     fields: dict[str, Any] = {name: (types[name], ...) for name in params}
     checked: BaseModel = create_model("Parameters", **fields)(**params)
     return checked.model_dump()
 
 
-def _read_yaml(path: Path | None) -> dict[str, Any]:
+def read_yaml(path: Path | None) -> dict[str, Any]:
+    """The `option: value` lines of a YAML file; none without a file.
+
+    Raises:
+        ConfigError: if it cannot be read or holds something else.
+    """
+    """What a YAML file of options holds; nothing for None.
+
+    Raises:
+        ConfigError: if the file cannot be read or holds no mapping from names.
+    """
     if path is None:
         return {}
     try:

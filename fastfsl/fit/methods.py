@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -138,8 +138,13 @@ def make_estimator(
     return method.estimator(**own, **{key: value for key, value in given.items() if key in taken})
 
 
-def check_names(given: Mapping[str, Any], known: Mapping[str, Any], method: str) -> None:
-    """Refuse an option that the method does not have, and name the closest one that it has.
+def check_names(given: Collection[str], known: Collection[str], method: str) -> None:
+    """Refuse an option that there is not, and name the closest one that there is.
+
+    Args:
+        given: options.
+        known: options that the method has, and whatever else may be set beside them.
+        method: its name.
 
     Raises:
         ConfigError: naming the first unknown option.

@@ -2,27 +2,33 @@
 
 run.json            the resolved configuration, data, encoder, selection with its curve, times, versions
 episode.json        which images or features were the support
-model.safetensors   the fitted tensors
+model.safetensors   the fitted arrays
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.numpy import load_file, save
 
 from fastfsl.data import Episode
-from fastfsl.errors import BundleError, DeviceError, FastFSLError
+from fastfsl.errors import BundleError, DeviceError, FastFSLError, ShapeError
 from fastfsl.files import staged_directory
-from fastfsl.fit.config import METHODS, TrainConfig
-from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.selection import StepSelection
+from fastfsl.fit.config import TrainConfig, typed_params
+from fastfsl.fit.deployment import deployment
+from fastfsl.fit.estimator import Estimator
+from fastfsl.fit.methods import RESERVED, make_estimator
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
+
+
+# Far beyond any encoder: a damaged record must not fill the memory.
+_MAX_WIDTH = 2**20
 
 
 class EncoderRecord(BaseModel):
@@ -50,8 +56,9 @@ class RunRecord(BaseModel):
         logit_scale: factor on the cosine similarities.
         num_support: samples trained on.
         support_digests: SHA-256 of the support images; empty for a run on features.
-        selection: how the step count was chosen, with the held-out accuracy by step.
+        selection: what was chosen on the support and on what evidence, as the estimator's `selection_record` has it.
         params: the estimator's parameters, all of them.
+        num_parameters: numbers that the fit determined.
         feature_seconds: time spent encoding images.
         train_seconds: time of the estimator's fit, selection included.
     """
@@ -64,7 +71,7 @@ class RunRecord(BaseModel):
     data_kind: Literal["folder", "split-file", "features"]
     data_path: str
     class_names: list[str]
-    embed_dim: int
+    embed_dim: int = Field(ge=1, le=_MAX_WIDTH)
     encoder: EncoderRecord | None = None
     templates: list[str] = Field(default_factory=list)
     logit_scale: float
@@ -85,7 +92,20 @@ class Run:
 
     record: RunRecord
     episode: Episode
-    estimator: FlowMatchingAlignment
+    estimator: Estimator
+
+    @property
+    def num_steps(self) -> int | None:
+        """Euler steps of the flow; None where there is no flow."""
+        return max(deployment(self.estimator).read_steps, default=None)
+
+    @property
+    def held_out_accuracy(self) -> float | None:
+        """Accuracy on held-out support under what was chosen; None where nothing was held out."""
+        selection = self.record.selection
+        curve = selection.get("accuracy_by_step")
+        accuracy: float | None = curve[selection["num_steps"]] if curve else selection.get("accuracy")
+        return accuracy
 
     def save(self, folder: Path, *, force: bool = False) -> None:
         """Write the run folder.
@@ -94,8 +114,8 @@ class Run:
             ConfigError: if `folder` exists and `force` is not set, or it cannot be written.
         """
         with staged_directory(folder, marker=RUN_FILE, force=force) as staging:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.estimator.state().items()}
-            (staging / MODEL_FILE).write_bytes(save(state))  # safetensors' save_file would make it private
+            # safetensors' save_file would make it private
+            (staging / MODEL_FILE).write_bytes(save(self.estimator.state()))
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -112,9 +132,7 @@ class Run:
                 raise BundleError(f"expected a run folder, but {folder / name} is missing: train it again")
         try:
             record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
-            state = load_file(folder / MODEL_FILE)
-            estimator = METHODS[record.config.method](**{**record.params, "device": device})
-            estimator.restore(state, StepSelection(**record.selection))
+            estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
             return cls(record, Episode.load(folder / EPISODE_FILE), estimator)
         except ValidationError as error:
@@ -128,23 +146,25 @@ class Run:
             raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
 
 
-def _check_consistent(record: RunRecord, estimator: FlowMatchingAlignment) -> None:
-    """Refuse a record that does not describe the tensors beside it."""
-    num_classes, dim = estimator.class_embeddings_.shape
-    curve = estimator.selection_.accuracy_by_step
+def _unfitted(record: RunRecord, device: str) -> Estimator:
+    """The run's estimator as it was before its fit."""
+    method = record.config.method
+    own = typed_params(method, {name: value for name, value in record.params.items() if name not in RESERVED})
+    return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
+
+
+def _check_consistent(record: RunRecord, estimator: Estimator) -> None:
+    """Refuse a record that does not describe the arrays beside it."""
+    try:
+        num_classes = estimator.decision_function(np.ones((1, record.embed_dim))).shape[1]
+    except ShapeError as error:
+        raise BundleError(f"{RUN_FILE} and {MODEL_FILE} disagree on embed_dim: {error}") from error
     for what, expected, found in (
         ("class_names", num_classes, len(record.class_names)),
-        ("embed_dim", dim, record.embed_dim),
-        ("logit_scale", estimator.logit_scale, record.logit_scale),
-        ("accuracy_by_step", estimator.max_steps + 1 if curve else 0, len(curve)),
+        ("logit_scale", record.params.get("logit_scale", record.logit_scale), record.logit_scale),
     ):
         if found != expected:
             raise BundleError(f"{RUN_FILE} and {MODEL_FILE} disagree on {what}: expected {expected}, got {found}")
-
-
-def selection_record(selection: StepSelection) -> dict[str, Any]:
-    """The selection as JSON values."""
-    return asdict(selection) | {"accuracy_by_step": list(selection.accuracy_by_step)}
 
 
 def installed_versions() -> dict[str, str]:

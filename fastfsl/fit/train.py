@@ -23,7 +23,7 @@ from fastfsl.data.scoring import digest_of
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.run import EncoderRecord, Run, RunRecord, installed_versions, now, selection_record
+from fastfsl.fit.run import EncoderRecord, Run, RunRecord, installed_versions, now
 
 
 class Reporter(Protocol):
@@ -105,7 +105,7 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
         logit_scale=support.logit_scale,
         num_support=len(support.labels),
         support_digests=support.digests,
-        selection=selection_record(estimator.selection_),
+        selection=estimator.selection_record(),
         params=estimator.get_params(),
         num_parameters=estimator.num_parameters_,
         feature_seconds=feature_seconds,

@@ -2,6 +2,7 @@ import pytest
 
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import load_config
+from fastfsl.fit.methods import METHODS
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -11,8 +12,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert (config.shots, config.seed, config.method, config.num_views) == (8, 7, "fma", 8)
     assert config.params == {"epochs": 12, "num_steps": 3}
     assert config.templates == ["a drawing of a {}."]
-    estimator = config.estimator(logit_scale=50.0)
-    assert (estimator.epochs, estimator.num_steps, estimator.seed, estimator.logit_scale) == (12, 3, 7, 50.0)
+    params = config.estimator(logit_scale=50.0).get_params()
+    assert params.items() >= {"epochs": 12, "num_steps": 3, "seed": 7, "logit_scale": 50.0}.items()
 
 
 def test_an_empty_file_changes_nothing(tmp_path):
@@ -25,7 +26,9 @@ def test_an_empty_file_changes_nothing(tmp_path):
     ("text", "words"),
     [
         ("num_step: 3", "num_steps"),
-        ("method: lora", "fma"),
+        ("method: lora", "'lora': expected one of zero-shot, .*fma"),
+        ("method: gda\nepochs: 3", "unknown option 'epochs' for method 'gda'"),
+        ("method: linear\nCs: [1, a]", "'Cs.1'"),
         ("shots: 0", "shots"),
         ("shots: many", "shots"),
         ("logit_scale: 3", "unknown option"),
@@ -55,6 +58,17 @@ def test_numbers_in_the_form_that_yaml_reads_as_text(tmp_path):
     params = load_config(file).params
     assert params == {"learning_rate": 2e-4, "times_per_batch": None, "epochs": 10}
     assert type(params["epochs"]) is int
+
+
+def test_a_list_becomes_the_tuple_that_the_head_takes(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("method: proker\nbetas: [1, 2.5]\nnum_folds: 3\n")
+    assert load_config(file).params == {"betas": (1.0, 2.5), "num_folds": 3}
+
+
+def test_a_preset_is_resolved_and_the_user_wins_over_it():
+    params = load_config(flags={"method": "fma-paper", "epochs": 3}).params
+    assert params == {**METHODS["fma-paper"].preset, "epochs": 3}
 
 
 def test_missing_file_is_named(tmp_path):

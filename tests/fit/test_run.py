@@ -30,10 +30,12 @@ def folder(make_problem, tmp_path):
     ("changes", "words"),
     [
         ({"class_names": ["a", "b", "c"]}, "class_names: expected 4, got 3"),
-        ({"embed_dim": 7}, "embed_dim: expected 16, got 7"),
+        ({"embed_dim": 7}, "embed_dim: expected features .*16.*7"),
         ({"logit_scale": 3.0}, "logit_scale"),
         ({"selection": {"num_steps": 3, "rule": "folds", "accuracy_by_step": [1.0]}}, "accuracy_by_step"),
         ({"version": 2}, "version"),
+        ({"params": {"epoch": 3}}, "unknown option 'epoch'"),
+        ({"embed_dim": 10**12}, "embed_dim"),
     ],
 )
 def test_an_edited_record_is_refused(folder, changes, words):
