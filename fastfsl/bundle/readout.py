@@ -96,6 +96,16 @@ class Readout:
         """d, the width of the features."""
         return int(self.linear_weight.shape[1])
 
+    def describe(self) -> dict[str, Any]:
+        """What it consists of, as JSON values: no arrays."""
+        return {
+            "flow_weight": self.flow_weight,
+            "linear": bool(self.linear_weight.any() or self.linear_bias.any()),
+            "kernels": [{"keys": len(kernel.keys), "beta": kernel.beta} for kernel in self.kernels],
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+        }
+
     def apply(
         self, features: np.ndarray[Any, Any], flow_logits: np.ndarray[Any, Any] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:

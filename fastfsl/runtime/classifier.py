@@ -12,17 +12,23 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
 from fastfsl.images import Preprocessing
+from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_reader import ImageReader, chunks, image_items
 from fastfsl.runtime.prediction import Prediction, rank, softmax
-from fastfsl.runtime.session import Session, check_count, create_row_session, installed_onnxruntimes
+from fastfsl.runtime.session import (
+    Session,
+    check_count,
+    check_graph,
+    create_row_session,
+    installed_onnxruntimes,
+    run_finite,
+)
 
 if TYPE_CHECKING:
     from fastfsl.images import ImageSource
 
     Images = ImageSource | Iterable[ImageSource]
 
-_VISUAL = "visual/model.onnx"
-_FLOW = "flow/model.onnx"
 # Embeddings computed at once: at 256 the weights are read once for many rows and the activations still fit in a cache.
 _ROWS_AT_ONCE = 256
 
@@ -37,7 +43,7 @@ class Classifier:
     def __init__(
         self,
         manifest: bundle.Manifest,
-        flow: Session,
+        head: Head,
         visual: Session | None,
         reader: ImageReader | None,
         *,
@@ -45,7 +51,7 @@ class Classifier:
         origin: dict[str, Any],
     ) -> None:
         self._manifest = manifest
-        self._flow = flow
+        self._head = head
         self._visual = visual
         self._reader = reader
         self._max_batch = max_batch
@@ -65,7 +71,9 @@ class Classifier:
         Args:
             path: the bundle's folder.
             device: "cpu"; "cuda", which fails unless every part really runs there; "auto", CUDA where it comes up.
-            num_threads: threads of one operator on the CPU; None uses all this process may use.
+            num_threads: threads of one operator of a graph on the CPU; None uses all this process may use. The
+                read-out of a bundle that has one is computed by numpy, whose threads the process sets for itself
+                (OMP_NUM_THREADS or OPENBLAS_NUM_THREADS, before numpy is imported).
             max_batch: largest number of images computed at once; it bounds the memory. Embeddings, which are small,
                 are computed 256 at once, or `max_batch` if that is more.
 
@@ -77,18 +85,13 @@ class Classifier:
         check_count("max_batch", max_batch)
         manifest = bundle.read_manifest(path)
         for name in manifest.files:
-            if name not in (_VISUAL, _FLOW):  # these two are checked as they are read
+            if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
                 bundle.check_file(path, manifest, name)
 
-        def session(name: str) -> Session:
-            model = bundle.read_file(path, manifest, name)
-            return create_row_session(model, str(Path(path) / name), device=device, num_threads=num_threads)
+        def create(model: bytes, name: str) -> Session:
+            return create_row_session(model, name, device=device, num_threads=num_threads)
 
-        width = manifest.embed_dim
-        flow = session(_FLOW)
-        heads = {"features": [width], "logits": [len(manifest.class_names)]}
-        _check_graph(Path(path) / _FLOW, flow, {"image_embeds": [width]}, heads)
-        _check_class_count(Path(path) / _FLOW, flow, manifest)
+        head = Head.load(path, manifest, create)
         visual, reader = None, None
         if manifest.preprocessing is not None:
             try:
@@ -96,16 +99,17 @@ class Classifier:
             except DataError as error:
                 raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
             reader = ImageReader(preprocessing)
-            visual = session(_VISUAL)
+            file = Path(path) / bundle.VISUAL_GRAPH
+            visual = create(bundle.read_file(path, manifest, bundle.VISUAL_GRAPH), str(file))
             shape = [*preprocessing.image_size, 3]
-            _check_graph(Path(path) / _VISUAL, visual, {"images": shape}, {"image_embeds": [width]})
+            check_graph(file, visual, {"images": shape}, {"image_embeds": [manifest.embed_dim]})
         origin = {
             "bundle": os.fspath(path),
             "digest": bundle.bundle_digest(path),
             "device": device,
             "num_threads": num_threads,
         }
-        return cls(manifest, flow, visual, reader, max_batch=max_batch, origin=origin)
+        return cls(manifest, head, visual, reader, max_batch=max_batch, origin=origin)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ class Classifier:
             pixels, errors = reader.read(chunk)
             if on_error == "raise":
                 _raise_first(errors)
-            ranked = iter(rank(self._logits(self._embed_pixels(pixels)), self.class_names, top_k))
+            ranked = iter(self._rank(self._logits(self._embed_pixels(pixels)), top_k))
             predictions.extend(
                 next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
             )
@@ -155,7 +159,7 @@ class Classifier:
         return _stack(list(self._embedded(images)), self._manifest.embed_dim)
 
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
-        """Where the flow carries embeddings: L2-normalised, (n, d) float32.
+        """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
 
         Args:
             features: (n, d) or (d,), of any length but zero; they are normalised first.
@@ -165,17 +169,13 @@ class Classifier:
             DataError: NaN, infinite or all-zero rows; they are named.
         """
         rows = self._rows(features)
-        parts = [self._run(self._flow, "features", {"image_embeds": rows[part]}) for part in self._slices(len(rows))]
+        parts = [self._head.transport(rows[part]) for part in self._slices(len(rows))]
         return _stack(parts, self._manifest.embed_dim)
 
     def classify_features(self, features: Any, *, top_k: int = 5) -> list[Prediction]:  # noqa: ANN401 - any array-like
         """Classify embeddings; features and errors as for ``transport``, ``top_k`` as for ``predict``."""
         check_count("top_k", top_k)
-        return [
-            prediction
-            for logits in self._feature_logits(features)
-            for prediction in rank(logits, self.class_names, top_k)
-        ]
+        return [prediction for logits in self._feature_logits(features) for prediction in self._rank(logits, top_k)]
 
     def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
@@ -184,10 +184,12 @@ class Classifier:
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
 
-        ``providers`` holds, for each graph, the execution providers its session really has, best first.
+        ``providers`` holds, for each graph, the execution providers its session really has, best first; ``readout``
+        what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
+        and threshold, or None if the logits are simply the flow's.
         """
-        manifest = self._manifest
-        sessions = {"visual": self._visual, "flow": self._flow}
+        manifest, readout = self._manifest, self._head.readout
+        sessions = {"visual": self._visual, "flow": self._head.flow}
         return {
             **self._origin,
             "max_batch": self._max_batch,
@@ -196,6 +198,8 @@ class Classifier:
             "embed_dim": manifest.embed_dim,
             "num_steps": manifest.num_steps,
             "step_size": manifest.step_size,
+            "read_steps": list(manifest.read_steps),
+            "readout": None if readout is None else readout.describe(),
             "precision": manifest.precision,
             "encoder": manifest.encoder,
             "preprocessing": manifest.preprocessing,
@@ -223,12 +227,15 @@ class Classifier:
         visual, _ = self._encoder()
         if len(pixels) == 0:
             return np.empty((0, self._manifest.embed_dim), np.float32)
-        return self._run(visual, "image_embeds", {"images": pixels})
+        return run_finite(visual, "image_embeds", {"images": pixels})
 
     def _logits(self, embeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if len(embeds) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
-        return self._run(self._flow, "logits", {"image_embeds": embeds})
+        return self._head.logits(embeds)
+
+    def _rank(self, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
+        return rank(logits, self.class_names, top_k, threshold=self._head.threshold)
 
     def _feature_logits(self, features: object) -> Iterable[np.ndarray[Any, Any]]:
         rows = self._rows(features)
@@ -237,12 +244,6 @@ class Classifier:
     def _slices(self, count: int) -> list[slice]:
         step = max(self._max_batch, _ROWS_AT_ONCE)
         return [slice(start, start + step) for start in range(0, count, step)]
-
-    def _run(self, session: Session, output: str, feed: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        result: np.ndarray[Any, Any] = session.run([output], feed)[0]
-        if not np.isfinite(result).all():
-            raise BundleError(f"the bundle's graphs gave NaN or infinite {output}; export it again")
-        return result
 
     def _rows(self, features: object) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Checked features as L2-normalised float32 rows.
@@ -284,34 +285,3 @@ def _raise_first(errors: Sequence[Exception | None]) -> None:
 
 def _stack(parts: list[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
-
-
-def _check_graph(path: Path, session: Session, inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> None:
-    """Names and shapes, the first dimension being the batch, are those the manifest promises.
-
-    A dimension that the graph leaves open is no contradiction.
-    """
-    for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
-        found = {node.name: list(node.shape) for node in nodes}
-        for name, shape in expected.items():
-            batch, *dims = found.get(name, [None])
-            wrong = len(dims) != len(shape) or any(
-                isinstance(dim, int) and dim != size for dim, size in zip(dims, shape, strict=True)
-            )
-            if wrong or isinstance(batch, int):
-                raise BundleError(
-                    f"{path}: expected the {kind} {name} of shape (batch, {', '.join(map(str, shape))}) with a free "
-                    f"batch, got {found}; export the bundle again"
-                )
-
-
-def _check_class_count(path: Path, flow: Session, manifest: bundle.Manifest) -> None:
-    """The graph leaves the number of classes open, so one row has to be computed to see it."""
-    row = np.zeros((1, manifest.embed_dim), np.float32)
-    row[0, 0] = 1.0
-    logits = flow.run(["logits"], {"image_embeds": row})[0]
-    if logits.shape != (1, len(manifest.class_names)):
-        raise BundleError(
-            f"{path}: gives {logits.shape[-1]} logits for {len(manifest.class_names)} class names; export the bundle "
-            "again"
-        )

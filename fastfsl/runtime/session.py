@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+
+import numpy as np
 
 from fastfsl.errors import BundleError, ConfigError, DeviceError
 from fastfsl.runtime.row_parallel import RowParallelSession
@@ -114,6 +117,40 @@ def create_row_session(model: bytes, name: str, *, device: str = "auto", num_thr
     if threads == 1 or len(model) > MAX_TWICE_BYTES or shared.get_providers() != [_CPU]:
         return shared
     return RowParallelSession(shared, create_session(model, name, device="cpu", num_threads=1), threads)
+
+
+def run_finite(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One output of a graph.
+
+    Raises:
+        BundleError: it holds NaN or infinite values.
+    """
+    result: np.ndarray[Any, np.dtype[np.float32]] = session.run([output], feed)[0]
+    if not np.isfinite(result).all():
+        raise BundleError(f"the bundle's graphs gave NaN or infinite {output}; export it again")
+    return result
+
+
+def check_graph(path: Path, session: Session, inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> None:
+    """Names and shapes, the first dimension being the batch, are those the manifest promises.
+
+    A dimension that the graph leaves open is no contradiction.
+
+    Raises:
+        BundleError: they are not.
+    """
+    for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
+        found = {node.name: list(node.shape) for node in nodes}
+        for name, shape in expected.items():
+            batch, *dims = found.get(name, [None])
+            wrong = len(dims) != len(shape) or any(
+                isinstance(dim, int) and dim != size for dim, size in zip(dims, shape, strict=True)
+            )
+            if wrong or isinstance(batch, int):
+                raise BundleError(
+                    f"{path}: expected the {kind} {name} of shape (batch, {', '.join(map(str, shape))}) with a free "
+                    f"batch, got {found}; export the bundle again"
+                )
 
 
 def check_count(name: str, value: object) -> None:

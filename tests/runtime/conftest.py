@@ -102,19 +102,24 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="session")
 def write(reference) -> Callable[..., Path]:
-    """Writes a bundle; ``visual`` and ``flow`` replace the graphs' bytes, other options the manifest's fields."""
+    """Writes a bundle; ``visual`` and ``flow`` replace the graphs' bytes, other options the manifest's fields.
 
-    def write_bundle(target: Path, *, visual=None, flow=None, with_encoder=True, **fields) -> Path:
+    There is no read-out unless one is given.
+    """
+
+    def write_bundle(
+        target: Path, *, visual=None, flow=None, readout=None, with_encoder=True, with_flow=True, **fields
+    ) -> Path:
         if with_encoder and visual is None:
             visual = visual_model(reference.projection).SerializeToString()
-        if flow is None:
+        if with_flow and flow is None:
             flow = flow_model(reference.class_embeddings, reference.rotation).SerializeToString()
         manifest = {
             "method": "fma",
             "class_names": CLASS_NAMES,
             "embed_dim": WIDTH,
-            "num_steps": 3,
-            "step_size": 0.1,
+            "num_steps": 3 if with_flow else 0,
+            "step_size": 0.1 if with_flow else None,
             "precision": "fp32",
             "logit_scale": SCALE,
             "preprocessing": PREPROCESSING.to_dict() if with_encoder else None,
@@ -129,6 +134,8 @@ def write(reference) -> Callable[..., Path]:
                 if data is not None:
                     (staging / name).parent.mkdir(exist_ok=True)
                     (staging / name).write_bytes(data)
+            if readout is not None:
+                bundle.write_readout(staging / bundle.READOUT, readout)
             bundle.seal_bundle(staging, {**manifest, **fields})
         return target
 

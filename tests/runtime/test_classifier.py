@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastfsl.errors import ConfigError, DataError, FastFSLError, ShapeError
 from fastfsl.runtime import Classifier, Prediction
+from fastfsl.runtime.session import run_finite
 
 NAMES = ("apple", "bear", "cat", "dog")
 
@@ -64,13 +65,13 @@ def test_one_many_or_none(classifier, photos):
 def test_batches_never_exceed_max_batch(bundle_dir, photos, monkeypatch):
     classifier = Classifier.load(bundle_dir, device="cpu", num_threads=1, max_batch=4)
     sizes = []
-    run = Classifier._run
 
-    def counting(self, session, output, feed):
+    def counting(session, output, feed):
         sizes.append(len(next(iter(feed.values()))))
-        return run(self, session, output, feed)
+        return run_finite(session, output, feed)
 
-    monkeypatch.setattr(Classifier, "_run", counting)
+    for module in ("classifier", "head"):
+        monkeypatch.setattr(f"fastfsl.runtime.{module}.run_finite", counting)
     classifier.predict(photos)
     assert sizes == [4, 4, 4, 4, 1, 1]
     sizes.clear()
@@ -225,6 +226,7 @@ def test_describe_is_json_and_says_what_runs_where(classifier, bundle_dir):
     assert described["max_batch"] == 4
     assert len(described["digest"]) == 64
     assert set(described["files"]) == {"visual/model.onnx", "flow/model.onnx", "README.md"}
+    assert described["readout"] is None
     assert classifier.class_names == NAMES
 
 

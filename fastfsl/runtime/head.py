@@ -1,0 +1,97 @@
+"""From embeddings to logits: the flow's graph, the read-out, or the one and then the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastfsl import bundle
+from fastfsl.errors import BundleError
+from fastfsl.runtime.session import check_graph, run_finite
+
+if TYPE_CHECKING:
+    from fastfsl.runtime.session import Session
+
+    Rows = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Head:
+    """What a bundle does with an embedding. Several threads may call it.
+
+    Args:
+        flow: session of the flow's graph.
+        readout: the read-out; None: the logits are the flow's.
+
+    One of the two may be None.
+    """
+
+    def __init__(self, flow: Session | None, readout: bundle.Readout | None) -> None:
+        self.flow = flow
+        self.readout = readout
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], manifest: bundle.Manifest, create: Callable[[bytes, str], Session]
+    ) -> Head:
+        """Read a bundle's flow and read-out, checked against its manifest.
+
+        Args:
+            path: the bundle's folder.
+            manifest: its manifest.
+            create: makes a session of a graph's bytes and the name that messages call it.
+
+        Raises:
+            BundleError: a file is altered, or is not what the manifest or the other one promises.
+        """
+        width, classes = manifest.embed_dim, len(manifest.class_names)
+        flow, readout = None, None
+        if bundle.FLOW_GRAPH in manifest.files:
+            file = Path(path) / bundle.FLOW_GRAPH
+            flow = create(bundle.read_file(path, manifest, bundle.FLOW_GRAPH), str(file))
+            check_graph(file, flow, {"image_embeds": [width]}, {"features": [width], "logits": [classes]})
+            # The graph leaves the number of classes open, so one row has to be computed to see it.
+            (logits,) = flow.run(["logits"], {"image_embeds": np.eye(1, width, dtype=np.float32)})
+            if logits.shape != (1, classes):
+                raise BundleError(
+                    f"{file}: gives {logits.shape[-1]} logits for {classes} class names; export the bundle again"
+                )
+        if bundle.READOUT in manifest.files:
+            file = Path(path) / bundle.READOUT
+            readout = bundle.read_readout(file, bundle.read_file(path, manifest, bundle.READOUT))
+            if (readout.num_classes, readout.dim) != (classes, width):
+                raise BundleError(
+                    f"{file}: is over {readout.num_classes} classes and features of width {readout.dim}, the manifest "
+                    f"over {classes} and {width}; export the bundle again"
+                )
+            if (readout.flow_weight > 0) != (flow is not None):
+                where = "without" if flow is None else "with"
+                raise BundleError(
+                    f"{file}: the flow's weight is {readout.flow_weight} in a bundle {where} {bundle.FLOW_GRAPH}; "
+                    "export the bundle again"
+                )
+        return cls(flow, readout)
+
+    @property
+    def threshold(self) -> float | None:
+        """Probability of the best class below which the answer is "none of these"; None: there is no such answer."""
+        return None if self.readout is None else self.readout.threshold
+
+    def logits(self, embeds: Rows) -> Rows:
+        """Logits (n, C) of unit embeddings (n, d), n above 0."""
+        flow_logits = None if self.flow is None else run_finite(self.flow, "logits", {"image_embeds": embeds})
+        if self.readout is None:
+            if flow_logits is None:
+                raise BundleError("a head needs a flow, a read-out or both; export the bundle again")
+            return flow_logits
+        logits = self.readout.apply(embeds, flow_logits)
+        if not np.isfinite(logits).all():
+            raise BundleError("the bundle's read-out gave NaN or infinite logits; export it again")
+        return logits
+
+    def transport(self, embeds: Rows) -> Rows:
+        """Where the flow carries unit embeddings (n, d), n above 0; without a flow they stay where they are."""
+        return embeds if self.flow is None else run_finite(self.flow, "features", {"image_embeds": embeds})
