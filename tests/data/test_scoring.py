@@ -3,7 +3,14 @@ import pytest
 from PIL import Image
 
 from fastfsl.data import FeatureDataset, read_folder
-from fastfsl.data.scoring import digest_of, features_to_score, images_to_score, score
+from fastfsl.data.scoring import (
+    calibration_error,
+    digest_of,
+    features_to_score,
+    images_to_score,
+    negative_log_likelihood,
+    score,
+)
 from fastfsl.errors import DataError, ShapeError
 
 NAMES = ("ant", "bee", "cow")
@@ -81,3 +88,26 @@ def test_features_are_checked_against_the_classifier():
         features_to_score(dataset, "test", NAMES, 8)
     with pytest.raises(DataError, match="'bee'"):
         features_to_score(dataset, "test", ("ant",), 6)
+
+
+def test_calibration_error_by_hand():
+    # Bins of 15: 0.9 and 0.92 share (13/15, 14/15], 0.55 is alone. Right, wrong, right.
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.08, 0.92, 0.0], [0.25, 0.2, 0.55]])
+    labels = np.array([0, 0, 2])
+    expected = (abs(1 - 0.9 - 0.92) + abs(1 - 0.55)) / 3
+    assert calibration_error(probabilities, labels) == pytest.approx(expected)
+    assert calibration_error(np.eye(3), np.arange(3)) == 0
+    assert calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
+
+
+def test_bins_are_open_below_and_closed_above():
+    probabilities = np.array([[0.5, 0.5], [0.5 + 1e-9, 0.5 - 1e-9]])
+    # Two bins (0, 0.5], (0.5, 1]: the first is right at 0.5, the second wrong at 0.5.
+    assert calibration_error(probabilities, np.array([0, 1]), num_bins=2) == pytest.approx(0.5)
+    assert calibration_error(probabilities, np.array([0, 1]), num_bins=1) == pytest.approx(0, abs=1e-8)
+
+
+def test_likelihood_is_finite_even_where_a_probability_vanished():
+    probabilities = np.array([[0.25, 0.75], [1.0, 0.0]], dtype=np.float32)
+    assert negative_log_likelihood(probabilities[:1], np.array([0])) == pytest.approx(np.log(4))
+    assert 80 < negative_log_likelihood(probabilities[1:], np.array([1])) < 90
