@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from fastfsl.errors import ConfigError
 
-_TRAINING = ("torch", "open_clip", "sklearn", "pydantic", "yaml", "PIL")
+_TRAINING = ("torch", "open_clip", "sklearn", "pydantic", "yaml", "PIL", "matplotlib")
 _EXPORT = (*_TRAINING, "onnx", "onnxscript", "onnxruntime")
 
 
