@@ -23,7 +23,7 @@ def _readout(flow_weight: float = 0.7, *, kernels: int = 2, **scalars: Any) -> R
     def noise(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    parts = tuple(KernelArrays(noise(n, WIDTH), noise(n, CLASSES), beta) for n, beta in ((8, 5.5), (3, 1.0)))
+    parts = tuple(KernelArrays(0.4 * noise(n, WIDTH), noise(n, CLASSES), beta) for n, beta in ((8, 5.5), (3, 1.0)))
     return Readout(flow_weight, 3 * noise(CLASSES, WIDTH), noise(CLASSES), parts[:kernels], **scalars)
 
 
@@ -115,7 +115,7 @@ def test_the_threshold_tells_known_from_unknown(write, tmp_path, photos):
 def test_a_threshold_of_nothing_and_of_certainty(write, tmp_path):
     features = np.random.default_rng(0).normal(size=(5, WIDTH))
     for threshold, known in ((0.0, True), (1.0, False)):
-        readout = _readout(temperature=50.0, threshold=threshold)  # no probability rounds to 1
+        readout = _readout(temperature=10.0, threshold=threshold)  # no probability rounds to 1
         classifier = _load(write(tmp_path / str(threshold), readout=readout))
         assert [prediction.known for prediction in classifier.classify_features(features)] == [known] * 5
 
