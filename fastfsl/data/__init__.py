@@ -1,17 +1,21 @@
 """Data sets: image folders, split files, feature files, few-shot episodes, prompt templates. Never imports torch."""
 
+from fastfsl.data.class_split import ClassSelection, select_classes
 from fastfsl.data.dataset import SPLITS, FeatureDataset, ImageDataset, ImageSample
 from fastfsl.data.episode import Episode, draw_episode, sample_episode
 from fastfsl.data.feature_file import read_feature_file, write_feature_file
 from fastfsl.data.folder import read_folder
 from fastfsl.data.load import load_dataset
+from fastfsl.data.presets import PRESETS, prompt_names
 from fastfsl.data.prompts import TEMPLATES, clean_class_name, fill, resolve_templates
 from fastfsl.data.readable import check_readable
 from fastfsl.data.split_file import read_split_file
 
 __all__ = [
+    "PRESETS",
     "SPLITS",
     "TEMPLATES",
+    "ClassSelection",
     "Episode",
     "FeatureDataset",
     "ImageDataset",
@@ -21,10 +25,12 @@ __all__ = [
     "draw_episode",
     "fill",
     "load_dataset",
+    "prompt_names",
     "read_feature_file",
     "read_folder",
     "read_split_file",
     "resolve_templates",
     "sample_episode",
+    "select_classes",
     "write_feature_file",
 ]

@@ -5,12 +5,13 @@ from pathlib import Path
 from fastfsl.data.dataset import FeatureDataset, ImageDataset
 from fastfsl.data.feature_file import read_feature_file
 from fastfsl.data.folder import read_folder
+from fastfsl.data.layouts import read_standard_set
 from fastfsl.data.split_file import read_split_file
 from fastfsl.errors import ConfigError, DataError
 
 
 def load_dataset(path: str | Path, image_root: str | Path | None = None) -> ImageDataset | FeatureDataset:
-    """Read an image folder, a CoOp/Dassl split file (.json) or a feature file (.npz, .safetensors).
+    """Read an image folder, a standard set's folder, a CoOp/Dassl split file (.json) or a feature file (.npz, ...).
 
     Args:
         path: Folder or file.
@@ -35,7 +36,7 @@ def load_dataset(path: str | Path, image_root: str | Path | None = None) -> Imag
     if image_root is not None:
         raise ConfigError(f"an image root goes with a split file (.json), and {path} is none")
     if path.is_dir():
-        return read_folder(path)
+        return read_standard_set(path) or read_folder(path)
     if suffix in {".npz", ".safetensors"}:
         return read_feature_file(path)
     raise DataError(
