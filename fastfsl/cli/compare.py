@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fastfsl.fit.compare import Comparison, Row
 
 
+# Keys of --config beside the methods' names.
+_ENCODER_OPTIONS = ("backbone", "pretrained", "templates", "num_views", "augmentation", "image_root", "device")
+
+
 def compare(
     data: Annotated[
         Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
@@ -34,31 +38,61 @@ def compare(
             "--out", "-o", help="Folder for cells and results.  [default: compare-NAME in the working folder]"
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of parameters: {method: {parameter: value}}.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file: parameters as {method: {parameter: value}}, and the options of the encoder."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="open_clip model, local-dir:PATH, hf-hub:NAME or tiny-clip.  [default: ViT-B-16]"),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag, or a checkpoint file (.safetensors, .pt).")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", help="Prompt with {} for the class name, or a preset's name; may be repeated."),
+    ] = None,
+    views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Rank methods on a data set: each is fitted on few-shot episodes of the train split and scored on the test split.
 
     Every method meets the same episodes. A finished cell (method, shots, seed) is kept in OUT/cells: the same command
-    again computes only what is missing. OUT/results.json and results.csv hold the outcome.
+    again computes only what is missing. OUT/results.json, results.csv and accuracy.png hold the outcome.
     """
     require_training()
     from fastfsl.fit.compare import compare as run_comparison
+    from fastfsl.fit.config import load_config
 
+    chosen = _chosen(methods, exclude)
+    params, encoder_options = _from_yaml(config)
+    flags = {
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "templates": template[0] if template and len(template) == 1 else template,
+        "num_views": views,
+        "image_root": None if image_root is None else str(image_root),
+        "device": device,
+    }
+    folder = Path(f"compare-{data.resolve().stem}") if out is None else out
+    given = {name: value for name, value in flags.items() if value is not None}
     with reporting(overall="cells") as reporter:
         comparison = run_comparison(
             data,
-            methods=_chosen(methods, exclude),
+            methods=chosen,
             shots=_shots(shots),
             seeds=seeds,
-            params=_parameters(config),
+            params=params,
             split=split,
-            out=_default_out(data) if out is None else out,
-            device=device,
+            out=folder,
+            config=load_config(flags={**encoder_options, **given}),
             reporter=reporter,
         )
+    _draw(comparison, data.resolve().stem, folder / "accuracy.png")
     if as_json:
         print_json(comparison.document())
     else:
@@ -87,20 +121,31 @@ def _listed(text: str) -> list[str]:
     return [word for word in map(str.strip, text.split(",")) if word]
 
 
-def _parameters(config: Path | None) -> dict[str, dict[str, Any]]:
+def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Parameters by method, and the options of the encoder."""
     from fastfsl.fit.compare import check_methods
     from fastfsl.fit.config import read_yaml
 
     values = read_yaml(config)
+    options = {name: values.pop(name) for name in _ENCODER_OPTIONS if name in values}
     check_methods(values)
     for method, params in values.items():
         if not isinstance(params, dict):
             raise ConfigError(f"{config}: expected {method} to hold `parameter: value` lines, got {params!r}")
-    return values
+    return values, options
 
 
-def _default_out(data: Path) -> Path:
-    return Path(f"compare-{data.resolve().stem}")
+def _draw(comparison: "Comparison", title: str, path: Path) -> None:
+    from fastfsl.fit.compare import by_method
+    from fastfsl.report import AccuracyLine, write_accuracy_plot
+
+    lines = []
+    for method, rows in by_method(comparison.rows).items():
+        own = rows[: len(comparison.settings["shots"])]
+        lines.append(
+            AccuracyLine(method, tuple(row.accuracy_mean for row in own), tuple(row.accuracy_sd for row in own))
+        )
+    write_accuracy_plot(path, comparison.settings["shots"], lines, title)
 
 
 def _print_table(comparison: "Comparison") -> None:
@@ -108,17 +153,17 @@ def _print_table(comparison: "Comparison") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    by_method: dict[str, list[Row]] = {}
-    for row in comparison.rows:
-        by_method.setdefault(row.method, []).append(row)
-    first = next(iter(by_method.values()))
+    from fastfsl.fit.compare import by_method
+
+    grouped = by_method(comparison.rows)
+    first = next(iter(grouped.values()))
     table = Table(title=Text("Accuracy, % (mean ± sd over seeds)"), title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for row in first:
         table.add_column("mean" if row.shots == "mean" else f"{row.shots} shots", justify="right", no_wrap=True)
     for header in ("train s", "numbers", "µs"):
         table.add_column(header, justify="right", no_wrap=True)
-    for method, rows in by_method.items():
+    for method, rows in grouped.items():
         table.add_row(Text(method), *map(_accuracy, rows), *_costs(rows))
     stdout().print(table)
     settings = comparison.settings

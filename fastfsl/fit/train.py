@@ -129,6 +129,30 @@ def encode_plain(
     return features[:, 0]
 
 
+def encode_support(
+    encoder: Encoder,
+    samples: tuple[ImageSample, ...],
+    config: TrainConfig,
+    *,
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features of support images as they are, (n, d), and of their augmented views, (n, V, d), L2-normalised."""
+    plain = encode_plain(
+        encoder, samples, cache_dir=cache_dir, progress=lambda done, total: reporter.stage("encoding", done, total)
+    )
+    views = extract_features(
+        encoder,
+        [sample.path for sample in samples],
+        num_views=config.num_views,
+        augmentation=_augmentation(config),
+        seed=config.seed,
+        cache_dir=cache_dir,
+        progress=lambda done, total: reporter.stage("encoding views", done, total),
+    )
+    return plain, views
+
+
 def _feature_support(dataset: FeatureDataset, episode: Episode) -> _Support:
     features, labels = dataset.split("train")
     index = np.array(episode.indices)
@@ -153,25 +177,13 @@ def _image_support(
     cache_dir: Path | None,
 ) -> _Support:
     templates = resolve_templates(config.templates)
-    augmentation = _augmentation(config)
+    _augmentation(config)  # told before anything is read
     train_split = dataset.split("train")
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
     for path, reason in damaged:
         reporter.warn(f"skipped {path}: {reason}")
     encoder = load_encoder(config.backbone, config.pretrained, config.device)
-    paths = [sample.path for sample in samples]
-    plain = encode_plain(
-        encoder, samples, cache_dir=cache_dir, progress=lambda done, total: reporter.stage("encoding", done, total)
-    )
-    views = extract_features(
-        encoder,
-        paths,
-        num_views=config.num_views,
-        augmentation=augmentation,
-        seed=config.seed,
-        cache_dir=cache_dir,
-        progress=lambda done, total: reporter.stage("encoding views", done, total),
-    )
+    plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return _Support(
         features=views,
         plain=plain,
@@ -186,7 +198,7 @@ def _image_support(
             preprocessing=encoder.preprocessing.to_dict(),
         ),
         templates=list(templates),
-        digests=[digest_of(path) for path in paths],
+        digests=[digest_of(sample.path) for sample in samples],
     )
 
 

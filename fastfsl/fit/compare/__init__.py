@@ -2,7 +2,7 @@
 
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.comparison import Comparison, Failure, check_methods, compare, default_methods
-from fastfsl.fit.compare.leaderboard import Row
+from fastfsl.fit.compare.leaderboard import Row, by_method
 from fastfsl.fit.compare.noise import Difference, paired_difference
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Difference",
     "Failure",
     "Row",
+    "by_method",
     "check_methods",
     "compare",
     "default_methods",

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
+from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, FastFSLError
 from fastfsl.files import staged_file
 from fastfsl.fit.compare.cell import BATCH_SIZE, Cell, CellSpec, run_cell
-from fastfsl.fit.compare.leaderboard import Row, rows
+from fastfsl.fit.compare.leaderboard import Row, leaderboard
 from fastfsl.fit.compare.noise import CONFIDENCE
 from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
-from fastfsl.fit.config import typed_params
+from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.methods import METHODS, RESERVED, make_estimator
 from fastfsl.fit.run import installed_versions, now
@@ -107,15 +109,16 @@ def compare(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     split: str = "test",
     out: Path | None = None,
-    device: str = "auto",
+    config: TrainConfig | None = None,
     reporter: Reporter | None = None,
+    cache_dir: Path | None = None,
 ) -> Comparison:
     """Fit every method on every episode of a data set and score it on the test split.
 
     The test split's labels are read to score, never before: nothing fitted or chosen sees them.
 
     Args:
-        data: a feature file.
+        data: an image folder, a CoOp split file or a feature file.
         methods: names of the registry; default all but `SLOW`.
         shots: samples a class; None stands for all there are.
         seeds: episodes of each, seeds 0 .. seeds - 1; the same ones for every method.
@@ -123,8 +126,10 @@ def compare(
         split: what is scored on, `test` or `val`.
         out: folder that keeps finished cells, and in the end the results; cells that it holds already are not computed
             again. None keeps nothing.
-        device: torch device, or `auto`.
+        config: its device, and for images its backbone, pretrained, templates, num_views, augmentation and image_root
+            are used.
         reporter: hears of progress and warnings.
+        cache_dir: where features of images are kept; by default the user's cache folder.
 
     Returns:
         The comparison. A method that fails on an episode is among its `failures`.
@@ -136,27 +141,34 @@ def compare(
     reporter = reporter or SilentReporter()
     names = tuple(methods) if methods is not None else default_methods()
     check_plan(names, shots, seeds)
-    resolved_device = str(resolve_device(device))
+    config = config or TrainConfig()
+    device = str(resolve_device(config.device))
     resolved = {name: _resolved(name, (params or {}).get(name, {})) for name in names}
     if out is not None:
         check_folder(out)
-    pool = load_pool(data, shots, range(seeds), split=split)
+    pool = load_pool(data, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir)
+    looked_over = audit(
+        pool.class_names, pool.train.as_classified, pool.train.labels, pool.test.features, pool.test.labels
+    )
+    for warning in looked_over.warnings():
+        reporter.warn(warning)
     specs = [
-        CellSpec(method=name, params=resolved[name], shots=number, seed=seed, device=resolved_device)
+        CellSpec(method=name, params=resolved[name], shots=number, seed=seed, device=device)
         for seed in range(seeds)
         for number in shots
         for name in names
     ]
     cells, failures = _run_all(specs, pool, None if out is None else out / CELLS, reporter)
     comparison = Comparison(
-        rows=tuple(rows(cells, names, shots, range(seeds))),
+        rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
         failures=tuple(failures),
-        warnings=(),
+        warnings=tuple(looked_over.warnings()),
         data={
             "path": str(data),
             "num_classes": len(pool.class_names),
-            "num_train": pool.num_train,
+            "num_train": len(pool.train.labels),
+            "class_counts": list(looked_over.class_counts),
             "split": split,
             "num_test": len(pool.test.labels),
         },
@@ -164,7 +176,8 @@ def compare(
             "methods": resolved,
             "shots": [shots_label(number) for number in shots],
             "seeds": seeds,
-            "device": resolved_device,
+            "device": device,
+            "threads": torch.get_num_threads(),
             "batch_size": BATCH_SIZE,
             "confidence": CONFIDENCE,
         },

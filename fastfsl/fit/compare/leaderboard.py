@@ -1,6 +1,6 @@
 """From cells to a leaderboard: one row a method and number of shots, and one a method over all numbers of shots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,9 @@ class Row:
     class_accuracy: dict[str, float] | None = None
 
 
-def rows(cells: Sequence[Cell], methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int]) -> list[Row]:
+def leaderboard(
+    cells: Sequence[Cell], methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int]
+) -> list[Row]:
     """The rows of each number of shots, then, if there is more than one, the rows over all of them.
 
     Within a number of shots, methods stand in the given order.
@@ -75,6 +77,14 @@ def rows(cells: Sequence[Cell], methods: Sequence[str], shots: Sequence[int | No
             of_method[method] = complete
         found += _group_rows(label, of_method)
     return found
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each method: by number of shots, then the one over all."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.method, []).append(row)
+    return grouped
 
 
 def _group_rows(label: int | str, of_method: dict[str, dict[int, list[Cell]]]) -> list[Row]:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ImageDataset, draw_episode, load_dataset
-from fastfsl.data.scoring import features_to_score
+from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, resolve_templates
+from fastfsl.data.scoring import features_to_score, images_to_score
+from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit.config import TrainConfig
+from fastfsl.fit.train import Reporter, encode_plain, encode_support
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Support:
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     plain: NDArray[np.float32] | None = None
+
+    @property
+    def as_classified(self) -> NDArray[np.float32]:
+        """Features that come nearest to those of the same images when they are classified."""
+        return self.features if self.plain is None else self.plain
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Support":
         """Some of the samples."""
@@ -45,7 +53,6 @@ class Pool:
         train: the train split, or of images those that any episode drew.
         episodes: rows of `train` by (shots, seed).
         test: the split that is scored on.
-        num_train: samples in the train split.
     """
 
     class_names: tuple[str, ...]
@@ -54,7 +61,6 @@ class Pool:
     train: Support
     episodes: dict[tuple[int | None, int], NDArray[np.int64]]
     test: TestSplit
-    num_train: int
 
     def support(self, shots: int | None, seed: int) -> Support:
         """The samples of an episode."""
@@ -76,32 +82,85 @@ def shots_label(shots: int | None) -> int | str:
     return "all" if shots is None else shots
 
 
-def load_pool(data: Path, shots: Sequence[int | None], seeds: Sequence[int], *, split: str = "test") -> Pool:
-    """Read the data and draw every episode.
+def load_pool(
+    data: Path,
+    shots: Sequence[int | None],
+    seeds: Sequence[int],
+    *,
+    split: str,
+    config: TrainConfig,
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+) -> Pool:
+    """Read the data, draw every episode, and encode the images there are.
 
     Raises:
         DataError: the data cannot be used, lack `split`, or have classes with fewer samples than an episode asks for.
-        ConfigError: `split` is the one that episodes are drawn from.
+        ConfigError: `split` is the one that episodes are drawn from, or the encoder cannot be had.
     """
     if split == "train":
         raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, None if config.image_root is None else Path(config.image_root))
     if split not in dataset.splits:
         raise DataError(
             f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
             "add one, or name another with --split"
         )
-    episodes = {(number, seed): draw_episode(dataset, number, seed) for number in shots for seed in seeds}
-    rows = {key: np.array(episode.indices, dtype=np.int64) for key, episode in episodes.items()}
+    drawn = {(number, seed): draw_episode(dataset, number, seed).indices for number in shots for seed in seeds}
+    episodes = {key: np.array(indices, dtype=np.int64) for key, indices in drawn.items()}
     if isinstance(dataset, ImageDataset):
-        raise DataError("expected a feature file")
+        return _image_pool(dataset, episodes, split, config, reporter, cache_dir)
     features, labels = dataset.split("train")
     return Pool(
         class_names=dataset.class_names,
         class_embeddings=dataset.class_embeddings,
         logit_scale=dataset.logit_scale,
         train=Support(features, labels),
-        episodes=rows,
+        episodes=episodes,
         test=TestSplit(*features_to_score(dataset, split, dataset.class_names, dataset.embed_dim)),
-        num_train=len(labels),
     )
+
+
+def _image_pool(
+    dataset: ImageDataset,
+    episodes: dict[tuple[int | None, int], NDArray[np.int64]],
+    split: str,
+    config: TrainConfig,
+    reporter: Reporter,
+    cache_dir: Path | None,
+) -> Pool:
+    """Each image that an episode drew is encoded once; those that cannot be read are left out of every episode."""
+    drawn = np.unique(np.concatenate(list(episodes.values())))
+    train = dataset.split("train")
+    samples, damaged = check_readable([train[row] for row in drawn], dataset.class_names)
+    for path, reason in damaged:
+        reporter.warn(f"skipped {path}: {reason}")
+    unreadable = {path for path, _ in damaged}
+    readable = [row for row in drawn if train[row].path not in unreadable]
+    place = {row: position for position, row in enumerate(readable)}
+    tested = images_to_score(dataset, split, dataset.class_names, set(), reporter.warn).samples
+    encoder = load_encoder(config.backbone, config.pretrained, config.device)
+    plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+    return Pool(
+        class_names=dataset.class_names,
+        class_embeddings=class_embeddings(encoder, dataset.class_names, resolve_templates(config.templates)),
+        logit_scale=encoder.logit_scale,
+        train=Support(views, _labels(samples), plain),
+        episodes={
+            key: np.array([place[row] for row in rows if row in place], dtype=np.int64)
+            for key, rows in episodes.items()
+        },
+        test=TestSplit(
+            encode_plain(
+                encoder,
+                tested,
+                cache_dir=cache_dir,
+                progress=lambda done, total: reporter.stage("encoding what is scored on", done, total),
+            ),
+            _labels(tested),
+        ),
+    )
+
+
+def _labels(samples: Sequence[ImageSample]) -> NDArray[np.int64]:
+    return np.array([sample.label for sample in samples], dtype=np.int64)
