@@ -157,19 +157,21 @@ def _print_table(comparison: "Comparison") -> None:
 
     grouped = by_method(comparison.rows)
     first = next(iter(grouped.values()))
-    table = Table(title=Text("Accuracy, % (mean ± sd over seeds)"), title_justify="left", box=SIMPLE, pad_edge=False)
+    settings = comparison.settings
+    title = f"Accuracy, %{' (mean ± sd over seeds)' if settings['seeds'] > 1 else ''}"
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for row in first:
-        table.add_column("mean" if row.shots == "mean" else f"{row.shots} shots", justify="right", no_wrap=True)
-    for header in ("train s", "numbers", "µs"):
+        shots = "mean" if row.shots == "mean" else "1 shot" if row.shots == 1 else f"{row.shots} shots"
+        table.add_column(shots, justify="right", no_wrap=True)
+    for header in ("train s", "params", "µs"):
         table.add_column(header, justify="right", no_wrap=True)
     for method, rows in grouped.items():
         table.add_row(Text(method), *map(_accuracy, rows), *_costs(rows))
     stdout().print(table)
-    settings = comparison.settings
     stdout().print(
         "Best in bold; * within noise of it (paired over seeds and test samples). Costs: one fit, the numbers it "
-        f"determined, and a feature's time on the CPU in batches of {settings['batch_size']}"
+        f"determines, and a feature's time on the CPU in batches of {settings['batch_size']}"
         f"{', means over shots' if len(first) > 1 else ''}."
     )
 

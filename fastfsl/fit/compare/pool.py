@@ -143,7 +143,7 @@ def _image_pool(
     plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return Pool(
         class_names=dataset.class_names,
-        class_embeddings=class_embeddings(encoder, dataset.class_names, resolve_templates(config.templates)),
+        class_embeddings=class_embeddings(encoder, dataset.class_names, config.templates),
         logit_scale=encoder.logit_scale,
         train=Support(views, _labels(samples), plain),
         episodes={
