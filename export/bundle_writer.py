@@ -1,4 +1,4 @@
-"""From a run to a bundle: graphs, plan, parity, model card, manifest; written whole or not at all."""
+"""From a run to a bundle: graphs, plan, read-out, parity, model card, manifest; written whole or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,17 +6,26 @@ from typing import Any
 
 import onnx
 
-from fastfsl.bundle import Manifest, seal_bundle, staging_folder, write_plan
+from fastfsl.bundle import (
+    FLOW_GRAPH,
+    FLOW_PLAN,
+    READOUT,
+    VISUAL_GRAPH,
+    Manifest,
+    seal_bundle,
+    staging_folder,
+    write_plan,
+    write_readout,
+)
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.model_card import model_card
-from fastfsl.export.parity import flow_parity, visual_parity
+from fastfsl.export.parity import flow_parity, logit_parity, visual_parity
+from fastfsl.export.readout import deployed_readout, has_flow
 from fastfsl.export.visual_graph import visual_graph
+from fastfsl.fit.deployment import Deployment, deployment
 from fastfsl.fit.evaluate import run_encoder
 from fastfsl.fit.run import Run, installed_versions
 
-VISUAL_GRAPH = "visual/model.onnx"
-FLOW_GRAPH = "flow/model.onnx"
-FLOW_PLAN = "flow/plan.safetensors"
 CARD = "README.md"
 
 
@@ -25,7 +34,8 @@ def export_run(
 ) -> Manifest:
     """Export a run as a bundle.
 
-    A run on images gives encoder and flow; a run on features gives the flow alone, for features.
+    A run on images gives the encoder and what classifies its embeddings: a flow, a read-out or both. A run on features
+    gives the latter alone.
 
     Args:
         run: the fitted run.
@@ -38,14 +48,15 @@ def export_run(
 
     Raises:
         ConfigError: if `target` exists and `force` is not set, or it cannot be written.
-        BundleError: if the encoder cannot be found or exported, or a graph does not match torch.
+        BundleError: if the encoder cannot be found or exported, or what is exported does not match the estimator.
     """
 
     def stage(name: str, done: int) -> None:
         if on_stage is not None:
-            on_stage(name, done, 4)
+            on_stage(name, done, 5)
 
-    record, estimator = run.record, run.estimator
+    record, deployed = run.record, deployment(run.estimator)
+    readout = deployed_readout(deployed)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
         if record.encoder is not None:
@@ -55,41 +66,46 @@ def export_run(
             stage("checking the encoder", 1)
             parity["visual"] = visual_parity(encoder, visual)
             _save(visual, staging / VISUAL_GRAPH)
-        stage("exporting the flow", 2)
-        plan = estimator.plan_.to("cpu")
-        class_embeddings = estimator.class_embeddings_.cpu().numpy()
-        flow = flow_graph(plan.to_arrays(), class_embeddings, record.logit_scale)
-        stage("checking the flow", 3)
-        parity["flow"] = flow_parity(plan, class_embeddings, record.logit_scale, flow)
-        _save(flow, staging / FLOW_GRAPH)
-        write_plan(staging / FLOW_PLAN, plan.to_arrays())
+        flow = None
+        if deployed.plan is not None and deployed.class_embeddings is not None and has_flow(deployed):
+            stage("exporting the flow", 2)
+            plan, classes, scale = deployed.plan, deployed.class_embeddings, deployed.logit_scale
+            flow = flow_graph(plan.to_arrays(), classes, scale, read_steps=deployed.read_steps)
+            stage("checking the flow", 3)
+            parity["flow"] = flow_parity(plan, classes, scale, flow, read_steps=deployed.read_steps)
+            _save(flow, staging / FLOW_GRAPH)
+            write_plan(staging / FLOW_PLAN, plan.to_arrays())
+        if readout is not None:
+            write_readout(staging / READOUT, readout)
+        stage("checking the logits", 4)
+        parity["logits"] = logit_parity(run.estimator, deployed, flow, readout)
 
-        fields = _manifest_fields(run, parity)
-        (staging / CARD).write_text(model_card(fields), encoding="utf-8")
+        fields = _manifest_fields(run, deployed, parity)
+        (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
-        stage("written", 4)
+        stage("written", 5)
     return manifest
 
 
-def _manifest_fields(run: Run, parity: dict[str, Any]) -> dict[str, Any]:
-    record, selection = run.record, run.estimator.selection_
+def _manifest_fields(run: Run, deployed: Deployment, parity: dict[str, Any]) -> dict[str, Any]:
+    record, plan = run.record, deployed.plan if has_flow(deployed) else None
     encoder = record.encoder
     metrics: dict[str, Any] = {}
-    if selection.accuracy_by_step:
+    if run.held_out_accuracy is not None:
+        evidence = ("accuracy_by_step", "num_folds", "rule")
         metrics["held_out_support"] = {
-            "accuracy": selection.accuracy_by_step[selection.num_steps],
-            "accuracy_by_step": list(selection.accuracy_by_step),
-            "num_folds": selection.num_folds,
-            "rule": selection.rule,
+            "accuracy": run.held_out_accuracy,
+            **{name: record.selection[name] for name in evidence if name in record.selection},
         }
     return {
         "method": record.config.method,
         "class_names": record.class_names,
         "embed_dim": record.embed_dim,
-        "num_steps": selection.num_steps,
-        "step_size": run.estimator.plan_.step_size,
+        "num_steps": 0 if plan is None else plan.num_steps,
+        "step_size": None if plan is None else plan.step_size,
+        "read_steps": [] if plan is None or len(deployed.read_steps) == 1 else list(deployed.read_steps),
         "precision": "fp32",
-        "logit_scale": record.logit_scale,
+        "logit_scale": record.logit_scale if plan is None else deployed.logit_scale,
         "preprocessing": None if encoder is None else encoder.preprocessing,
         "encoder": None
         if encoder is None

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+from fastfsl.bundle import Readout
+
 _SHOWN_CLASSES = 20
 
 
-def model_card(fields: dict[str, Any]) -> str:
-    """A short README for a bundle, from the fields of its manifest.
+def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
+    """A short README for a bundle, from the fields of its manifest and its read-out.
 
     Args:
         fields: the manifest's fields, as the exporter fills them.
+        readout: the read-out; None: the logits are the flow's.
 
     Returns:
         Markdown.
@@ -21,16 +24,14 @@ def model_card(fields: dict[str, Any]) -> str:
     lines = [
         f"# {len(classes)}-class few-shot classifier",
         "",
-        (
-            f"Made with fastfsl, method `{fields['method']}`, {fields['num_steps']} Euler steps of "
-            f"{fields['step_size']:g}, precision {fields['precision']}."
-        ),
+        f"Made with fastfsl, method `{fields['method']}`, precision {fields['precision']}.",
         "",
+        f"- Parts: {_parts(fields, readout)}",
         f"- Classes: {shown}",
         f"- Encoder: {_encoder(fields['encoder'])}",
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
-        f"- Agreement with torch: {_parity(fields['parity'])}",
+        f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
         "",
         "## Use",
         "",
@@ -43,13 +44,37 @@ def model_card(fields: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
+        _answers(readout),
         (
-            "The classifier answers with one of its classes whatever it is shown. Its accuracy on your data is what "
-            "`fastfsl evaluate` measures on images it was not trained on; the figure above comes from the support set."
+            "Its accuracy on your data is what `fastfsl evaluate` measures on images it was not trained on; the figure "
+            "above comes from the support set."
         ),
         "The encoder's licence and its training data's biases carry over.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parts(fields: dict[str, Any], readout: Readout | None) -> str:
+    parts = []
+    if fields["step_size"] is not None:
+        read = f", read at steps {', '.join(map(str, fields['read_steps']))}" if fields["read_steps"] else ""
+        parts.append(f"a flow of {fields['num_steps']} Euler steps of {fields['step_size']:g}{read}")
+    if readout is not None:
+        about = readout.describe()
+        parts += ["a linear head"] if about["linear"] else []
+        parts += [f"a kernel of {kernel['keys']} keys (beta {kernel['beta']:g})" for kernel in about["kernels"]]
+        parts += [f"temperature {readout.temperature:.3g}"] if readout.temperature != 1 else []
+    return ", ".join(parts)
+
+
+def _answers(readout: Readout | None) -> str:
+    if readout is None or readout.threshold is None:
+        return "The classifier answers with one of its classes whatever it is shown."
+    return (
+        f'Where its best probability is below {readout.threshold:.3g} the classifier answers "none of these" '
+        "(`prediction.known` is False). The threshold was chosen on the support set, whose images all belong to a "
+        "class: what it does to images of other things has not been measured."
+    )
 
 
 def _encoder(encoder: dict[str, Any] | None) -> str:
@@ -63,12 +88,19 @@ def _held_out(metrics: dict[str, Any]) -> str:
     held_out = metrics.get("held_out_support")
     if held_out is None:
         return "not measured (nothing could be held out)"
-    kind = "folds of the support set" if held_out["rule"] == "folds" else "folds of augmented views of the support set"
-    return f"{100 * held_out['accuracy']:.1f} % over {held_out['num_folds']} {kind}; the step count was chosen on it"
+    views = " of augmented views" if held_out.get("rule") == "views" else ""
+    folds = f" over {held_out['num_folds']} folds{views}" if held_out.get("num_folds") else ""
+    return f"{100 * held_out['accuracy']:.1f} %{folds}; settings were chosen on it"
 
 
 def _parity(parity: dict[str, Any]) -> str:
-    return "; ".join(f"{part}: largest difference {report['max_abs_error']:.1e}" for part, report in parity.items())
+    figures = {"max_abs_error": "embeddings", "max_probability_error": "probabilities"}
+    return "; ".join(
+        f"{part}: {what} within {report[name]:.1e}"
+        for part, report in parity.items()
+        for name, what in figures.items()
+        if name in report
+    )
 
 
 def _usage(encoder: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""Does the exported graph compute what torch computes? Asked at every export, answered in the manifest."""
+"""Does the bundle compute what the estimator computes? Asked at every export, answered in the manifest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,15 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from fastfsl.bundle import FLOW_GRAPH, VISUAL_GRAPH, Readout
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
 from fastfsl.export.visual_graph import pixels_to_embedding
+from fastfsl.fit.deployment import Deployment
+from fastfsl.fit.estimator import Estimator
 from fastfsl.flow import FlowPlan, normalize, plan_states, read_out
+from fastfsl.runtime.head import Head
+from fastfsl.runtime.prediction import softmax
 from fastfsl.runtime.session import Session, create_session
 
 # One baked-in batch size would pass any single one of these.
@@ -32,7 +37,7 @@ def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
     Raises:
         BundleError: if they differ by more than rounding.
     """
-    session = _session(model, "visual/model.onnx")
+    session = _session(model, VISUAL_GRAPH)
     reference = pixels_to_embedding(encoder).cpu()
     rng = np.random.default_rng(_SEED)
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
@@ -74,7 +79,7 @@ def flow_parity(
     Raises:
         BundleError: if they differ by more than rounding.
     """
-    session = _session(model, "flow/model.onnx")
+    session = _session(model, FLOW_GRAPH)
     generator = torch.Generator().manual_seed(_SEED)
     embeddings = torch.from_numpy(class_embeddings)
     errors, cosines, probability_errors = [], [], []
@@ -107,6 +112,53 @@ def flow_parity(
     ):
         raise BundleError(f"the exported flow does not match torch ({report}): nothing was written; report this")
     return report
+
+
+def logit_parity(
+    estimator: Estimator, deployed: Deployment, flow: onnx.ModelProto | None, readout: Readout | None
+) -> dict[str, Any]:
+    """Compare the runtime's whole path from features to probabilities with the estimator's.
+
+    Batches of 1, 2, 5 and, since a kernel's rounding differs from row to row, 64 random unit-length features; each is
+    noise and, in a random proportion, what the parts were made from: a class embedding, a key or a row of the weights.
+
+    Args:
+        estimator: the fitted estimator.
+        deployed: its deployment.
+        flow: `flow_graph` of its plan; None: there is none.
+        readout: its read-out; None: there is none.
+
+    Returns:
+        `batches` and `max_probability_error`.
+
+    Raises:
+        BundleError: if they differ by more than rounding.
+    """
+    head = Head(None if flow is None else _session(flow, FLOW_GRAPH), readout)
+    anchors = [] if deployed.class_embeddings is None else [deployed.class_embeddings]
+    if readout is not None:
+        anchors += [readout.linear_weight, *(kernel.keys for kernel in readout.kernels)]
+    places = np.concatenate(anchors)
+    rng = np.random.default_rng(_SEED)
+    batches, errors = (*BATCHES, 64), []
+    for batch in batches:
+        noise = _unit(rng.normal(size=(batch, places.shape[1])))
+        near = _unit(places[rng.integers(len(places), size=batch)])
+        features = _unit(noise + near * 2 * rng.random((batch, 1))).astype(np.float32)
+        expected = softmax(np.asarray(estimator.decision_function(features)))
+        got = softmax(head.logits(features))
+        _check_shape("logits", got, expected)
+        errors.append(float(np.abs(got - expected).max()))
+    report = {"batches": list(batches), "max_probability_error": max(errors)}
+    if not max(errors) <= MAX_PROBABILITY_ERROR:
+        raise BundleError(f"the exported logits are not the estimator's ({report}): nothing was written; report this")
+    return report
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[Any] = rows / np.where(length > 0, length, 1)  # a part that adds nothing is all zeros
+    return unit
 
 
 def _images(rng: np.random.Generator, batch: int, height: int, width: int) -> NDArray[np.uint8]:
