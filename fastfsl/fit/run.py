@@ -114,8 +114,9 @@ class Run:
             ConfigError: if `folder` exists and `force` is not set, or it cannot be written.
         """
         with staged_directory(folder, marker=RUN_FILE, force=force) as staging:
-            # safetensors' save_file would make it private
-            (staging / MODEL_FILE).write_bytes(save(self.estimator.state()))
+            # Of an array in another order safetensors would write the bytes as they lie.
+            state = {name: np.asarray(array, order="C") for name, array in self.estimator.state().items()}
+            (staging / MODEL_FILE).write_bytes(save(state))  # its save_file would make the file private
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

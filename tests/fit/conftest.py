@@ -1,6 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from fastfsl.fit.config import load_config
+from fastfsl.fit.methods import METHODS
+from fastfsl.fit.train import train
 
 NUM_CLASSES, DIM = 4, 16
 
@@ -33,3 +39,37 @@ def make_problem():
 def quick():
     """Parameters that train in about a second."""
     return {"num_blocks": 1, "epochs": 60, "batch_size": 8, "learning_rate": 3e-3, "num_folds": 2}
+
+
+@pytest.fixture(scope="session")
+def train_quickly():
+    """Trains a method of the registry on a data set, a flow for a few updates only; gives the run."""
+
+    def run(data, method, **flags):
+        brief = {"num_blocks": 1, "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "num_folds": 2}
+        known = METHODS[method].parameters()
+        params: dict[str, Any] = {name: value for name, value in brief.items() if name in known}
+        return train(data, load_config(flags={"method": method, "device": "cpu", **params, **flags}))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_features(make_problem):
+    """Writes a feature file with the splits train, val and test; options replace arrays, None leaves them out."""
+
+    def write(path, **changes):
+        problem = make_problem(shots=4)
+        arrays = {
+            "train_features": problem.features,
+            "train_labels": problem.labels,
+            "val_features": problem.test_features[::2],
+            "val_labels": problem.test_labels[::2],
+            "test_features": problem.test_features[1::2],
+            "test_labels": problem.test_labels[1::2],
+            "class_embeddings": problem.class_embeddings,
+        }
+        np.savez(path, **{name: array for name, array in (arrays | changes).items() if array is not None})
+        return path
+
+    return write

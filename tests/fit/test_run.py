@@ -2,28 +2,45 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from fastfsl.errors import BundleError, DeviceError
-from fastfsl.fit.config import load_config
+from fastfsl.fit.deployment import deployment
+from fastfsl.fit.methods import METHODS
 from fastfsl.fit.run import MODEL_FILE, RUN_FILE, Run
-from fastfsl.fit.train import train
 
 
 @pytest.fixture
-def folder(make_problem, tmp_path):
-    import numpy as np
-
-    problem = make_problem(shots=3)
-    np.savez(
-        tmp_path / "features.npz",
-        train_features=problem.features,
-        train_labels=problem.labels,
-        class_embeddings=problem.class_embeddings,
-    )
-    config = load_config(flags={"num_blocks": 1, "epochs": 1, "num_folds": 2, "device": "cpu"})
-    train(tmp_path / "features.npz", config).save(tmp_path / "run")
+def folder(train_quickly, write_features, tmp_path):
+    train_quickly(write_features(tmp_path / "features.npz"), "fma").save(tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_kept_as_it_was(train_quickly, write_features, make_problem, tmp_path, method):
+    run = train_quickly(write_features(tmp_path / "features.npz"), method)
+    run.save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    features = make_problem(shots=4).test_features
+    # an array that lay in another order in memory is summed in another order
+    expected = run.estimator.predict_proba(features)
+    np.testing.assert_allclose(loaded.estimator.predict_proba(features), expected, atol=1e-12)
+    assert loaded.record == run.record.model_validate_json(run.record.model_dump_json())
+    assert loaded.estimator.get_params() == run.estimator.get_params()
+    assert loaded.estimator.selection_record() == run.estimator.selection_record()
+    assert (loaded.num_steps, loaded.held_out_accuracy) == (run.num_steps, run.held_out_accuracy)
+    assert (loaded.num_steps is None) == (deployment(run.estimator).plan is None)
+
+
+@pytest.mark.parametrize(("method", "other"), [("gda", "fma"), ("fma", "gda")])
+def test_a_run_is_not_restored_as_another_method(train_quickly, write_features, tmp_path, method, other):
+    data = write_features(tmp_path / "features.npz")
+    for name in (method, other):
+        train_quickly(data, name).save(tmp_path / name)
+    (tmp_path / method / MODEL_FILE).write_bytes((tmp_path / other / MODEL_FILE).read_bytes())
+    with pytest.raises(BundleError, match="train it again"):
+        Run.load(tmp_path / method)
 
 
 @pytest.mark.parametrize(
