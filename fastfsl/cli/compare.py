@@ -57,6 +57,7 @@ def compare(
     views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute again the cells that OUT holds already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Rank methods on a data set: each is fitted on few-shot episodes of the train split and scored on the test split.
@@ -89,6 +90,7 @@ def compare(
             params=params,
             split=split,
             out=folder,
+            force=force,
             config=load_config(flags={**encoder_options, **given}),
             reporter=reporter,
         )

@@ -13,8 +13,10 @@ from fastfsl.fit import compare as package
 from fastfsl.fit.compare import cell as cell_module
 from fastfsl.fit.compare import compare
 from fastfsl.fit.compare import comparison as comparison_module
+from fastfsl.fit.compare.cell import CellSpec
+from fastfsl.fit.compare.pool import Pool, ScoredSplit, Support
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.methods import METHODS
+from fastfsl.fit.methods import METHODS, make_estimator
 from fastfsl.heads import GDA, NearestMean
 
 CLASSES, DIM, COMPARED = 4, 16, ("zero-shot", "nearest-mean", "gda")
@@ -151,6 +153,19 @@ def test_only_what_is_missing_is_computed(run, fits):
     assert [spec.params["num_folds"] for spec in fits] == [3]
 
 
+def test_kept_cells_can_be_renewed_and_are_told_when_they_are_of_other_versions(run, fits, monkeypatch):
+    options = {"methods": ("gda",), "shots": (1,), "seeds": 1}
+    run(**options)
+    run(**options, force=True)
+    assert len(fits) == 2
+    monkeypatch.setattr(comparison_module, "installed_versions", lambda: {"fastfsl": "9.9"})
+    listener = Listener()
+    run(**options, reporter=listener)
+    assert len(fits) == 2
+    (warning,) = listener.warnings
+    assert "1 of 1 cells" in warning
+
+
 def test_other_data_are_other_cells(run, write, arrays, fits):
     run(methods=("gda",), shots=(1,), seeds=1)
     arrays[0]["test"][0][0] *= -1
@@ -218,6 +233,44 @@ def test_a_method_that_fails_does_not_lose_the_others(run, monkeypatch, tmp_path
     assert (row.num_seeds, row.accuracy_mean, row.best) == (0, None, False)
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [cell["error"] for cell in document["cells"] if cell["method"] == "nearest-mean"] == ["no"] * 4
+
+
+def test_a_method_that_lost_a_seed_is_compared_on_the_others_and_is_not_the_best(run, monkeypatch):
+    original = GDA.fit
+
+    def fails(self, *arguments, **options):
+        if self.seed == 1:
+            raise np.linalg.LinAlgError("singular")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(GDA, "fit", fails)
+    rows = {row.method: row for row in run(shots=(4,), seeds=3).rows}
+    assert (rows["gda"].num_seeds, rows["gda"].best) == (2, False)
+    assert rows["nearest-mean"].best
+    cells = {(cell.spec.method, cell.spec.seed): cell for cell in run(shots=(4,), seeds=3).cells}
+    expected = np.mean([cells["gda", seed].accuracy - cells["nearest-mean", seed].accuracy for seed in (0, 2)])
+    assert rows["gda"].vs_best.mean == pytest.approx(expected)
+
+
+def test_a_training_that_diverged_is_a_failure(run, monkeypatch):
+    monkeypatch.setattr(GDA, "predict_proba", lambda self, features: np.full((len(features), CLASSES), np.nan))
+    (failure,) = run(methods=("gda",), shots=(4,), seeds=1).failures
+    assert "diverged" in failure.error
+
+
+@pytest.mark.parametrize("method", ["gda", "proker", "fma"])
+def test_what_is_timed_on_the_cpu_is_what_was_fitted(method):
+    rng = np.random.default_rng(0)
+    support = Support(rng.normal(size=(8, DIM)).astype(np.float32), np.arange(8) % CLASSES)
+    texts = rng.normal(size=(CLASSES, DIM)).astype(np.float32)
+    pool = Pool(("a", "b", "c", "d"), texts, 50.0, support, {}, ScoredSplit(support.features, support.labels))
+    params = {"epochs": 2, "num_folds": 2} if method == "fma" else {}
+    spec = CellSpec(method=method, params=params, shots=2, seed=0, device="another")
+    fitted = make_estimator(method, params, logit_scale=50.0, seed=0, device="cpu")
+    fitted.fit(support.features, support.labels, texts)
+    copy = cell_module._on_cpu(fitted, spec, pool)
+    assert copy is not fitted
+    np.testing.assert_allclose(copy.predict_proba(support.features), fitted.predict_proba(support.features))
 
 
 def test_results_as_json_and_csv(run, tmp_path):

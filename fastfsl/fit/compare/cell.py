@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -74,6 +75,7 @@ class Cell(BaseModel):
         selection: how settings, weights and steps were chosen on the support.
         num_test: test samples.
         right: whether each of them was classified right, bits in their order, base64.
+        threads: of torch, at training.
         versions: packages at work.
         created: when, UTC.
     """
@@ -95,6 +97,7 @@ class Cell(BaseModel):
     selection: dict[str, Any]
     num_test: int = Field(ge=1)
     right: str
+    threads: int
     versions: dict[str, str]
     created: str
 
@@ -150,6 +153,8 @@ def run_cell(spec: CellSpec, pool: Pool, *, on_stage: StageCallback | None = Non
     probabilities = np.concatenate(
         [estimator.predict_proba(test.features[start : start + BATCH_SIZE]) for start in batches]
     )
+    if not np.isfinite(probabilities).all():
+        raise DataError("expected finite probabilities, got NaN: the training diverged; try a lower learning rate")
     predicted = probabilities.argmax(axis=1)
     evaluation = score(predicted, test.labels, pool.class_names)
     return Cell(
@@ -166,6 +171,7 @@ def run_cell(spec: CellSpec, pool: Pool, *, on_stage: StageCallback | None = Non
         selection=estimator.selection_record(),
         num_test=len(test.labels),
         right=base64.b64encode(np.packbits(predicted == test.labels).tobytes()).decode(),
+        threads=torch.get_num_threads(),
         versions=installed_versions(),
         created=now(),
     )

@@ -109,6 +109,7 @@ def compare(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     split: str = "test",
     out: Path | None = None,
+    force: bool = False,
     config: TrainConfig | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
@@ -126,6 +127,7 @@ def compare(
         split: what is scored on, `test` or `val`.
         out: folder that keeps finished cells, and in the end the results; cells that it holds already are not computed
             again. None keeps nothing.
+        force: compute them again nevertheless.
         config: its device, and for images its backbone, pretrained, templates, num_views, augmentation and image_root
             are used.
         reporter: hears of progress and warnings.
@@ -158,7 +160,7 @@ def compare(
         for number in shots
         for name in names
     ]
-    cells, failures = _run_all(specs, pool, None if out is None else out / CELLS, reporter)
+    cells, failures = _run_all(specs, pool, None if out is None else out / CELLS, reporter, force=force)
     comparison = Comparison(
         rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
@@ -244,16 +246,18 @@ def _resolved(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_all(
-    specs: Sequence[CellSpec], pool: Pool, folder: Path | None, reporter: Reporter
+    specs: Sequence[CellSpec], pool: Pool, folder: Path | None, reporter: Reporter, *, force: bool
 ) -> tuple[list[Cell], list[Failure]]:
     """The cells, from the folder or computed; every computed one is kept at once."""
     digests = {key: pool.digest(*key) for key in pool.episodes}
     cells: list[Cell] = []
     failures: list[Failure] = []
+    versions = installed_versions()
+    outdated = 0
     for done, spec in enumerate(specs):
         reporter.stage("cells", done, len(specs))
         path = None if folder is None else folder / f"{spec.key(digests[spec.shots, spec.seed])}.json"
-        cell = None if path is None else _kept(path, spec, reporter)
+        cell = None if path is None or force else _kept(path, spec, reporter)
         if cell is None:
             try:
                 cell = run_cell(spec, pool, on_stage=_named(spec, reporter))
@@ -263,8 +267,11 @@ def _run_all(
                 continue
             if path is not None:
                 cell.save(path)
+        outdated += cell.versions != versions
         cells.append(cell)
     reporter.stage("cells", len(specs), len(specs))
+    if outdated:
+        reporter.warn(f"{outdated} of {len(specs)} cells were kept from other package versions: --force renews them")
     return cells, failures
 
 

@@ -32,7 +32,8 @@ class Row:
         num_parameters: of one fit.
         microseconds_per_feature: of `predict_proba` on the CPU.
         best: whether no method has a higher accuracy here.
-        vs_best: accuracy minus that of the best method, with its interval (`noise`); None for the best one.
+        vs_best: accuracy minus that of the best method on the seeds that both have, with its interval (`noise`); None
+            for the best one.
         within_noise: whether that interval holds 0; True for the best one.
         class_accuracy: by class name, for the classes that have test samples.
     """
@@ -98,9 +99,9 @@ def _group_rows(label: int | str, of_method: dict[str, dict[int, list[Cell]]]) -
         if best is None or not found:
             result.append(Row(method, label, 0))
             continue
+        shared = [seed for seed in found if seed in of_method[best]]
         against = None
-        if method != best:
-            shared = [seed for seed in found if seed in of_method[best]]
+        if method != best and shared:
             against = paired_difference(_right(found, shared) - _right(of_method[best], shared))
         by_seed = [float(np.mean([cell.accuracy for cell in group])) for group in found.values()]
         classes = next(iter(found.values()))[0].class_accuracy
@@ -119,7 +120,7 @@ def _group_rows(label: int | str, of_method: dict[str, dict[int, list[Cell]]]) -
                 microseconds_per_feature=_mean(found, lambda cell: cell.microseconds_per_feature),
                 best=method == best,
                 vs_best=against,
-                within_noise=against is None or against.within_noise,
+                within_noise=method == best or (against is not None and against.within_noise),
                 class_accuracy={name: _class_mean(found, name) for name in classes},
             )
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, resolve_templates
+from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset
 from fastfsl.data.scoring import features_to_score, images_to_score
 from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ class Support:
 
 
 @dataclass(frozen=True)
-class TestSplit:
+class ScoredSplit:
     """What methods are scored on: features (m, d), labels (m,)."""
 
     features: NDArray[np.float32]
@@ -60,7 +60,7 @@ class Pool:
     logit_scale: float
     train: Support
     episodes: dict[tuple[int | None, int], NDArray[np.int64]]
-    test: TestSplit
+    test: ScoredSplit
 
     def support(self, shots: int | None, seed: int) -> Support:
         """The samples of an episode."""
@@ -117,7 +117,7 @@ def load_pool(
         logit_scale=dataset.logit_scale,
         train=Support(features, labels),
         episodes=episodes,
-        test=TestSplit(*features_to_score(dataset, split, dataset.class_names, dataset.embed_dim)),
+        test=ScoredSplit(*features_to_score(dataset, split, dataset.class_names, dataset.embed_dim)),
     )
 
 
@@ -150,7 +150,7 @@ def _image_pool(
             key: np.array([place[row] for row in rows if row in place], dtype=np.int64)
             for key, rows in episodes.items()
         },
-        test=TestSplit(
+        test=ScoredSplit(
             encode_plain(
                 encoder,
                 tested,
