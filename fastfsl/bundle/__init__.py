@@ -19,7 +19,7 @@ from fastfsl.bundle.manifest import (
     read_manifest,
 )
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
-from fastfsl.bundle.readout import KernelArrays, Readout, read_readout, write_readout
+from fastfsl.bundle.readout import KernelArrays, Readout, load_readout, read_readout, write_readout
 from fastfsl.bundle.verify import check_bundle, check_file, read_file
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
@@ -38,6 +38,7 @@ __all__ = [
     "bundle_digest",
     "check_bundle",
     "check_file",
+    "load_readout",
     "read_file",
     "read_manifest",
     "read_plan",

@@ -9,12 +9,15 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastfsl.bundle.manifest import FLOW_GRAPH, READOUT, Manifest
 from fastfsl.bundle.tensors import read_tensors, write_tensors
 from fastfsl.bundle.untrusted import AGAIN, is_positive, strict_json
+from fastfsl.bundle.verify import read_file
 from fastfsl.errors import BundleError, DataError, ShapeError
 
 READOUT_FORMAT = "fastfsl-readout"
@@ -183,6 +186,23 @@ def read_readout(path: str | os.PathLike[str], data: bytes | None = None) -> Rea
         return Readout(linear_weight=weight, linear_bias=bias, kernels=kernels, **values)
     except (ShapeError, DataError, ValueError) as error:
         raise BundleError(f"{path}: {error}; {AGAIN}") from error
+
+
+def load_readout(bundle_dir: str | os.PathLike[str], manifest: Manifest) -> Readout | None:
+    """The read-out of a bundle; None if it has none, because its logits are simply the flow's.
+
+    Raises:
+        BundleError: it is altered or no read-out, or contradicts the manifest.
+    """
+    if READOUT not in manifest.files:
+        return None
+    path = Path(bundle_dir) / READOUT
+    readout = read_readout(path, read_file(bundle_dir, manifest, READOUT))
+    found = (readout.num_classes, readout.dim, readout.flow_weight > 0)
+    expected = (len(manifest.class_names), manifest.embed_dim, FLOW_GRAPH in manifest.files)
+    if found != expected:
+        raise BundleError(f"{path}: (classes, width, flow) are {found}, the manifest says {expected}; export it again")
+    return readout
 
 
 def write_readout(path: str | os.PathLike[str], readout: Readout) -> None:

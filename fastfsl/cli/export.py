@@ -16,7 +16,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Export a run as a bundle: ONNX graphs and the flow plan, checked against torch, with every file's hash."""
+    """Export a run as a bundle: ONNX graphs, flow plan, read-out, checked against the run, with every file's hash."""
     from fastfsl.bundle import MANIFEST_NAME
     from fastfsl.files import check_output
 

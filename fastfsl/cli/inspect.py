@@ -11,7 +11,6 @@ from fastfsl.errors import BundleError
 if TYPE_CHECKING:
     from fastfsl.bundle import Manifest
 
-_PLAN = "flow/plan.safetensors"
 _SHOWN_CLASSES = 10
 
 
@@ -22,16 +21,17 @@ def inspect(
     """Verify a bundle's files and show what it holds and how it was made."""
     from dataclasses import asdict
 
-    from fastfsl.bundle import bundle_digest, check_bundle
+    from fastfsl.bundle import bundle_digest, check_bundle, load_readout
 
     manifest = check_bundle(bundle)
-    flow = _check_plan(bundle, manifest)
+    readout = load_readout(bundle, manifest)
     document = {
         "bundle": str(bundle),
         "digest": bundle_digest(bundle),
         "verified": True,
         "total_bytes": sum(entry["size"] for entry in manifest.files.values()),
-        "flow": flow,
+        "flow": _check_plan(bundle, manifest),
+        "readout": None if readout is None else readout.describe(),
         **asdict(manifest),
     }
     if as_json:
@@ -46,16 +46,17 @@ def _check_plan(bundle: Path, manifest: "Manifest") -> dict[str, int] | None:
     Raises:
         BundleError: they are not.
     """
-    from fastfsl.bundle import read_plan
+    from fastfsl.bundle import FLOW_PLAN, read_plan
 
-    if _PLAN not in manifest.files:
+    if FLOW_PLAN not in manifest.files:
         return None
-    plan = read_plan(bundle / _PLAN)
+    plan = read_plan(bundle / FLOW_PLAN)
     found = (plan.num_steps, plan.dim, plan.step_size)
     expected = (manifest.num_steps, manifest.embed_dim, manifest.step_size)
     if found != expected:
         raise BundleError(
-            f"{bundle / _PLAN}: (steps, width, step size) are {found}, the manifest says {expected}; export it again"
+            f"{bundle / FLOW_PLAN}: (steps, width, step size) are {found}, the manifest says {expected}; "
+            "export it again"
         )
     return {"num_steps": plan.num_steps, "num_blocks": plan.num_blocks, "dim": plan.dim}
 
@@ -68,6 +69,9 @@ def _for_people(document: dict[str, Any], manifest: "Manifest") -> dict[str, Any
     names = ", ".join(manifest.class_names[:_SHOWN_CLASSES])
     more = len(manifest.class_names) - _SHOWN_CLASSES
     shown["class_names"] = f"{len(manifest.class_names)}: {names}" + (f" and {more} more" if more > 0 else "")
+    if document["readout"] is not None:
+        kernels = [f"{kernel['keys']} keys, beta {kernel['beta']:g}" for kernel in document["readout"]["kernels"]]
+        shown["readout"] = {**document["readout"], "kernels": "; ".join(kernels)}
     shown["total_bytes"] = _bytes(document["total_bytes"])
     shown["files"] = {name: _bytes(entry["size"]) for name, entry in sorted(manifest.files.items())}
     shown["training"] = {

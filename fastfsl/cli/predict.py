@@ -34,7 +34,10 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Classify images with an exported bundle. Needs neither torch nor a GPU."""
+    """Classify images with an exported bundle. Needs neither torch nor a GPU.
+
+    An image whose best class is less probable than the bundle's threshold, where it has one, is none of these.
+    """
     from fastfsl.runtime import Classifier
 
     if on_error not in ("raise", "mark"):
@@ -96,6 +99,7 @@ def _row(file: Path, prediction: "Prediction") -> dict[str, Any]:
         "input": str(file),
         "labels": list(prediction.labels),
         "probabilities": list(prediction.probabilities),
+        "known": prediction.known,
     }
 
 
@@ -108,4 +112,6 @@ def _line(file: Path, prediction: "Prediction", width: int) -> Text:
         f"{label} {probability:.1%}"
         for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
     )
+    if prediction.known is False:
+        return Text.assemble(name, ("none of these", "yellow"), "  best guess: ", best, *(f"  {o}" for o in others))
     return Text.assemble(name, (best, "bold"), *(f"  {other}" for other in others))

@@ -48,7 +48,7 @@ class Head:
             BundleError: a file is altered, or is not what the manifest or the other one promises.
         """
         width, classes = manifest.embed_dim, len(manifest.class_names)
-        flow, readout = None, None
+        flow = None
         if bundle.FLOW_GRAPH in manifest.files:
             file = Path(path) / bundle.FLOW_GRAPH
             flow = create(bundle.read_file(path, manifest, bundle.FLOW_GRAPH), str(file))
@@ -59,21 +59,7 @@ class Head:
                 raise BundleError(
                     f"{file}: gives {logits.shape[-1]} logits for {classes} class names; export the bundle again"
                 )
-        if bundle.READOUT in manifest.files:
-            file = Path(path) / bundle.READOUT
-            readout = bundle.read_readout(file, bundle.read_file(path, manifest, bundle.READOUT))
-            if (readout.num_classes, readout.dim) != (classes, width):
-                raise BundleError(
-                    f"{file}: is over {readout.num_classes} classes and features of width {readout.dim}, the manifest "
-                    f"over {classes} and {width}; export the bundle again"
-                )
-            if (readout.flow_weight > 0) != (flow is not None):
-                where = "without" if flow is None else "with"
-                raise BundleError(
-                    f"{file}: the flow's weight is {readout.flow_weight} in a bundle {where} {bundle.FLOW_GRAPH}; "
-                    "export the bundle again"
-                )
-        return cls(flow, readout)
+        return cls(flow, bundle.load_readout(path, manifest))
 
     @property
     def threshold(self) -> float | None:

@@ -75,16 +75,18 @@ def _plan(num_steps: int, num_blocks: int = 1) -> PlanArrays:
 
 @pytest.fixture(scope="session")
 def write_bundle() -> Callable[..., Path]:
-    """Writes a bundle of random weights; options replace the manifest's fields."""
+    """Writes a bundle of random weights, with a flow if there is no read-out; options replace the manifest's fields."""
 
-    def write(target: Path, *, with_encoder: bool = True, **fields: object) -> Path:
+    def write(
+        target: Path, *, with_encoder: bool = True, readout: bundle.Readout | None = None, **fields: object
+    ) -> Path:
         preprocessing = Preprocessing(image_size=(SIZE, SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         manifest = {
             "method": "fma",
             "class_names": NAMES,
             "embed_dim": WIDTH,
-            "num_steps": 2,
-            "step_size": 0.1,
+            "num_steps": 2 if readout is None else 0,
+            "step_size": 0.1 if readout is None else None,
             "precision": "fp32",
             "logit_scale": 30.0,
             "preprocessing": preprocessing.to_dict() if with_encoder else None,
@@ -97,9 +99,11 @@ def write_bundle() -> Callable[..., Path]:
         }
         classes = np.eye(WIDTH, dtype=np.float32)[: len(NAMES)]
         with bundle.staging_folder(target) as staging:
-            (staging / "flow").mkdir()
-            bundle.write_plan(staging / "flow" / "plan.safetensors", _plan(2))
-            (staging / "flow" / "model.onnx").write_bytes(flow_graph(_plan(2), classes, 30.0).SerializeToString())
+            if readout is not None:
+                bundle.write_readout(staging / bundle.READOUT, readout)
+            else:
+                bundle.write_plan(staging / bundle.FLOW_PLAN, _plan(2))
+                (staging / bundle.FLOW_GRAPH).write_bytes(flow_graph(_plan(2), classes, 30.0).SerializeToString())
             if with_encoder:
                 (staging / "visual").mkdir()
                 (staging / "visual" / "model.onnx").write_bytes(_visual())
@@ -113,6 +117,24 @@ def write_bundle() -> Callable[..., Path]:
 def image_bundle(write_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an encoder; not to be altered."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "images")
+
+
+@pytest.fixture(scope="session")
+def make_readout() -> Callable[..., bundle.Readout]:
+    """A read-out of random weights without a flow: linear part, two kernels."""
+
+    def make(**scalars: Any) -> bundle.Readout:
+        rng = np.random.default_rng(4)
+
+        def noise(*shape: int) -> np.ndarray:
+            return rng.normal(size=shape).astype(np.float32)
+
+        kernels = tuple(
+            bundle.KernelArrays(noise(n, WIDTH), noise(n, len(NAMES)), beta) for n, beta in ((7, 5.5), (2, 1))
+        )
+        return bundle.Readout(0.0, noise(len(NAMES), WIDTH), noise(len(NAMES)), kernels, **scalars)
+
+    return make
 
 
 @pytest.fixture(scope="session")

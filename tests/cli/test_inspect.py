@@ -45,14 +45,50 @@ def test_a_bundle_without_encoder(fastfsl, write_bundle, tmp_path):
     assert fastfsl("inspect", path).exit_code == 0
 
 
-def test_damage_ends_with_code_2(fastfsl, write_bundle, tmp_path):
+def test_a_readout_is_described(fastfsl, write_bundle, make_readout, tmp_path):
+    path = write_bundle(tmp_path / "bundle", method="auto", readout=make_readout(temperature=1.5, threshold=0.25))
+    document = fastfsl("inspect", path, "--json").document
+    assert document["readout"] == {
+        "flow_weight": 0.0,
+        "linear": True,
+        "kernels": [{"keys": 7, "beta": 5.5}, {"keys": 2, "beta": 1.0}],
+        "temperature": 1.5,
+        "threshold": 0.25,
+    }
+    assert (document["flow"], document["num_steps"], document["step_size"], document["read_steps"]) == (
+        None,
+        0,
+        None,
+        [],
+    )
+    words = " ".join(fastfsl("inspect", path).stdout.split())
+    for part in ("method auto", "readout.kernels 7 keys, beta 5.5; 2 keys, beta 1", "readout.threshold 0.25"):
+        assert part in words
+
+
+def test_the_steps_a_flow_is_read_at(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle", read_steps=[0, 2])
+    document = fastfsl("inspect", path, "--json").document
+    assert (document["read_steps"], document["readout"]) == ([0, 2], None)
+    assert "read_steps 0, 2" in " ".join(fastfsl("inspect", path).stdout.split())
+
+
+def test_a_readout_that_contradicts_the_manifest(fastfsl, write_bundle, make_readout, tmp_path):
+    path = write_bundle(tmp_path / "bundle", readout=make_readout(), class_names=("a", "b"))
+    result = fastfsl("inspect", path)
+    assert result.exit_code == 2
+    assert "the manifest says (2, 5, False)" in result.stderr.replace("\n", " ")
+
+
+def test_damage_ends_with_code_2(fastfsl, write_bundle, make_readout, tmp_path):
     path = write_bundle(tmp_path / "bundle")
-    model = path / "flow" / "model.onnx"
-    model.write_bytes(model.read_bytes()[:-1] + b"?")
-    result = fastfsl("inspect", path, "--json")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "altered" in result.stderr
-    assert "model.onnx" in result.stderr
+    heads = write_bundle(tmp_path / "heads", readout=make_readout())
+    for file in (path / "flow" / "model.onnx", heads / "heads" / "readout.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        result = fastfsl("inspect", file.parents[1], "--json")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "altered" in result.stderr
+        assert file.name in result.stderr
     newer = tmp_path / "newer"
     newer.mkdir()
     (newer / "manifest.json").write_text(json.dumps({"format_version": 9}))

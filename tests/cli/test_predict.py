@@ -18,6 +18,7 @@ def test_json_holds_what_the_runtime_says(fastfsl, image_bundle, photos):
     assert [tuple(row["labels"]) for row in rows] == [prediction.labels for prediction in expected]
     for row, prediction in zip(rows, expected, strict=True):
         np.testing.assert_allclose(row["probabilities"], prediction.probabilities, atol=1e-6)
+        assert row["known"] is None
         assert "error" not in row
     assert result.document["providers"]["flow"] == ["CPUExecutionProvider"]
 
@@ -38,6 +39,19 @@ def test_one_line_an_image_never_folded(fastfsl, image_bundle, photos):
         assert line.startswith(f"{photos / name}  ")
         assert line.count("%") == 3
         assert f"  {prediction.label} {prediction.probabilities[0]:.1%}  " in line
+
+
+def test_none_of_these_is_said_with_the_best_guess(fastfsl, write_bundle, make_readout, photos, tmp_path):
+    file = photos / "2.png"
+    for threshold, known in ((0.0, True), (1.0, False)):
+        readout = make_readout(temperature=100.0, threshold=threshold)
+        path = write_bundle(tmp_path / str(threshold), readout=readout)
+        (row,) = fastfsl("predict", path, file, "--json").document["predictions"]
+        assert row["known"] is known
+        assert len(row["labels"]) == 3
+        line = fastfsl("predict", path, file).stdout
+        best = f"{row['labels'][0]} {row['probabilities'][0]:.1%}"
+        assert line.startswith(f"{file}  {best}  " if known else f"{file}  none of these  best guess: {best}  ")
 
 
 @pytest.fixture

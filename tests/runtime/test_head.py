@@ -158,10 +158,10 @@ def test_a_readout_that_does_not_fit_the_bundle(write, tmp_path):
     zero = np.zeros((CLASSES, WIDTH + 1), np.float32)
     for number, (readout, with_flow, words) in enumerate(
         (
-            (Readout(1.0, zero, zero[:, 0]), True, "features of width 7, the manifest"),
-            (Readout(1.0, zero[:3, :WIDTH], zero[:3, 0]), True, "over 3 classes"),
-            (_readout(0.5), False, r"weight is 0\.5 in a bundle without flow"),
-            (_readout(0.0), True, r"weight is 0\.0 in a bundle with flow"),
+            (Readout(1.0, zero, zero[:, 0]), True, r"are \(4, 7, True\), the manifest says \(4, 6, True\)"),
+            (Readout(1.0, zero[:3, :WIDTH], zero[:3, 0]), True, r"are \(3, 6, True\)"),
+            (_readout(0.5), False, r"are \(4, 6, True\), the manifest says \(4, 6, False\)"),
+            (_readout(0.0), True, r"are \(4, 6, False\), the manifest says \(4, 6, True\)"),
         )
     ):
         with pytest.raises(BundleError, match=words) as caught:
