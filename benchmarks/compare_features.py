@@ -81,12 +81,12 @@ def _print_means(comparisons: list[Comparison]) -> None:
     rows = [row for comparison in comparisons for row in comparison.rows if row.shots != MEAN]
     print(f"{'method':14} {'mean %':>7} {'gap':>5} {'ECE':>6}  each file, each number of shots")
     for method in comparisons[0].settings["methods"]:
-        own = [row for row in rows if row.method == method and row.accuracy_mean is not None]
-        accuracies = [100 * row.accuracy_mean for row in own]
-        gap = max((-100 * row.vs_best.mean for row in own if row.vs_best is not None), default=0.0)
-        error = max((row.calibration_error_mean for row in own), default=0.0)
+        own = [row for row in rows if row.method == method]
+        accuracies = [100 * (row.accuracy_mean or 0.0) for row in own]  # a method that failed has none
+        gap = max(0.0 if row.vs_best is None else -100 * row.vs_best.mean for row in own)
+        error = max(row.calibration_error_mean or 0.0 for row in own)
         each = " ".join(f"{accuracy:5.1f}" for accuracy in accuracies)
-        print(f"{method:14} {statistics.fmean(accuracies or [0.0]):7.2f} {gap:5.2f} {error:6.3f}  {each}")
+        print(f"{method:14} {statistics.fmean(accuracies):7.2f} {gap:5.2f} {error:6.3f}  {each}")
 
 
 def _rounded(value: Any) -> Any:

@@ -144,7 +144,7 @@ def near_duplicates(
 
 
 def _directions(features: FloatArray) -> NDArray[np.float32]:
-    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=-1, keepdims=True)
     if unit.ndim == 2:
         return unit
     mean = unit.mean(axis=1)

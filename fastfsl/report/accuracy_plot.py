@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from fastfsl.files import staged_file
 
 # Twenty colours that can be told apart; lines beyond them differ by their marker.
-_COLOURS = "tab20"
+_COLOURS = colormaps["tab20"]
 _MARKERS = "osD^v<>PX*"
 
 
@@ -43,7 +43,7 @@ def write_accuracy_plot(path: Path, shots: Sequence[int | str], lines: Sequence[
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=_colours(len(lines)))
+    axes.set_prop_cycle(color=[_COLOURS(number) for number in range(_COLOURS.N)])
     for number, line in enumerate(lines):
         places = [place for place, value in enumerate(line.accuracy) if value is not None]
         axes.errorbar(
@@ -63,10 +63,4 @@ def write_accuracy_plot(path: Path, shots: Sequence[int | str], lines: Sequence[
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     with staged_file(path) as staging:
-        FigureCanvasAgg(figure).print_png(staging)
-
-
-def _colours(number: int) -> list[tuple[float, float, float, float]]:
-    from matplotlib import colormaps
-
-    return [colormaps[_COLOURS](position % 20) for position in range(max(1, number))]
+        figure.savefig(staging, format="png")

@@ -26,7 +26,7 @@ from fastfsl.fit.run import installed_versions, now
 BATCH_SIZE = 256
 _TIMED_CALLS = 5
 
-_FORMAT = "fastfsl-compare-cell"
+_FORMAT: Literal["fastfsl-compare-cell"] = "fastfsl-compare-cell"
 
 
 class CellSpec(BaseModel):

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,17 @@ class Pool:
     def digest(self, shots: int | None, seed: int) -> str:
         """SHA-256, hex, of all that a method is given of an episode and is scored on."""
         support = self.support(shots, seed)
-        arrays = [support.features, support.labels, self.class_embeddings, self.test.features, self.test.labels]
+        arrays: list[NDArray[Any]] = [
+            support.features,
+            support.labels,
+            self.class_embeddings,
+            self.test.features,
+            self.test.labels,
+        ]
+        if support.plain is not None:
+            arrays.append(support.plain)
         hashed = hashlib.sha256(repr((self.class_names, self.logit_scale)).encode())
-        for array in arrays if support.plain is None else [*arrays, support.plain]:
+        for array in arrays:
             hashed.update(f"{array.dtype} {array.shape}".encode())
             hashed.update(np.ascontiguousarray(array).data)
         return hashed.hexdigest()
