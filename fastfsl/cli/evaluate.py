@@ -86,4 +86,5 @@ def _evaluate_bundle(
             num_unreadable=images.num_unreadable,
             num_excluded=images.num_excluded,
         )
-    return {"method": manifest.method, "num_steps": manifest.num_steps, **asdict(evaluation)}
+    num_steps = None if manifest.step_size is None else manifest.num_steps
+    return {"method": manifest.method, "num_steps": num_steps, **asdict(evaluation)}

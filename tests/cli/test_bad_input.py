@@ -161,7 +161,7 @@ def test_existing_output(refused, features, tmp_path):
 
 
 def test_bad_configuration_file(refused, features, tmp_path):
-    (tmp_path / "c.yaml").write_text("epoch: 3")
+    (tmp_path / "c.yaml").write_text("method: fma\nepoch: 3")
     refused(
         "train", features(), "--out", tmp_path / "run", "--config", tmp_path / "c.yaml", words=["'epoch'", "'epochs'"]
     )
@@ -172,7 +172,7 @@ def test_evaluating_something_else(refused, features, tmp_path):
 
 
 def test_evaluating_a_split_that_is_missing(refused, fastfsl, features, tmp_path):
-    (tmp_path / "c.yaml").write_text("num_blocks: 1\nepochs: 1\nnum_steps: 1\n")
+    (tmp_path / "c.yaml").write_text("method: fma\nnum_blocks: 1\nepochs: 1\nnum_steps: 1\n")
     data = features()
     assert fastfsl("train", data, "--out", tmp_path / "run", "--config", tmp_path / "c.yaml").exit_code == 0
     refused("evaluate", tmp_path / "run", data, words=["test"])
@@ -186,7 +186,7 @@ def test_evaluating_a_split_that_is_missing(refused, fastfsl, features, tmp_path
 def test_a_corrupt_image_among_good_ones_is_skipped_with_a_warning_in_training(fastfsl, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTFSL_CACHE", str(tmp_path / "cache"))
     (folder / "ant" / "0.png").write_bytes((folder / "ant" / "0.png").read_bytes()[:60])
-    (tmp_path / "c.yaml").write_text("num_blocks: 1\nepochs: 1\nnum_steps: 1\nnum_views: 1\n")
+    (tmp_path / "c.yaml").write_text("method: fma\nnum_blocks: 1\nepochs: 1\nnum_steps: 1\nnum_views: 1\n")
     result = fastfsl("train", folder, "--out", tmp_path / "run", *TINY, "--config", tmp_path / "c.yaml", "--json")
     assert result.exit_code == 0, result.stderr
     assert result.document["num_support"] == 7
@@ -277,7 +277,7 @@ main()
 
 def test_ctrl_c_in_training_leaves_nothing_half_written(features, tmp_path):
     data, started = features(), tmp_path / "started"
-    (tmp_path / "c.yaml").write_text("epochs: 100000\nnum_folds: 2\n")
+    (tmp_path / "c.yaml").write_text("method: fma\nepochs: 100000\nnum_folds: 2\n")
     script = _ANNOUNCED.replace("STARTED", repr(str(started)))
     command = [sys.executable, "-c", script, "train", str(data), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(

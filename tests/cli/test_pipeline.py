@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
+from fastfsl.fit.methods import METHODS
 from fastfsl.images import open_image
 from fastfsl.runtime import Classifier
 
 SHOTS, CLASSES = 6, 3
 QUICK = """
+method: fma
 num_blocks: 2
 epochs: 40
 batch_size: 16
@@ -213,28 +215,37 @@ def test_scoring_what_was_trained_on_is_warned_of(run_fastfsl, exported, digits,
     assert "support set" in result.stderr
 
 
-@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_features_go_the_same_way(run_fastfsl, tmp_path, suffix):
+@pytest.fixture
+def write_features(tmp_path):
+    """Writes a feature file of three classes, (3 · 8, 16), whose train and test are the same samples."""
     from safetensors.numpy import save_file
 
-    rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(3, 16)).astype(np.float32)
-    labels = np.repeat(np.arange(3), 8)
-    features = (embeddings[labels] + 0.7 * rng.normal(size=(24, 16))).astype(np.float32)
-    arrays: dict[str, Any] = {
-        "train_features": features,
-        "train_labels": labels,
-        "test_features": features,
-        "test_labels": labels,
-        "class_embeddings": embeddings,
-    }
-    data = tmp_path / f"features.{suffix}"
-    if suffix == "npz":
-        np.savez(data, **arrays)
-    else:
-        save_file(arrays, data)
-    config = tmp_path / "c.yaml"
-    config.write_text("num_blocks: 1\nepochs: 5\nnum_folds: 2\nnum_steps: 0\n")
+    def write(suffix: str) -> Path:
+        rng = np.random.default_rng(0)
+        embeddings = rng.normal(size=(3, 16)).astype(np.float32)
+        labels = np.repeat(np.arange(3), 8)
+        features = (embeddings[labels] + 0.7 * rng.normal(size=(24, 16))).astype(np.float32)
+        arrays: dict[str, Any] = {
+            "train_features": features,
+            "train_labels": labels,
+            "test_features": features,
+            "test_labels": labels,
+            "class_embeddings": embeddings,
+        }
+        data = tmp_path / f"features.{suffix}"
+        if suffix == "npz":
+            np.savez(data, **arrays)
+        else:
+            save_file(arrays, data)
+        return data
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_features_go_the_same_way(run_fastfsl, write_features, tmp_path, suffix):
+    data, config = write_features(suffix), tmp_path / "c.yaml"
+    config.write_text("method: fma\nnum_blocks: 1\nepochs: 5\nnum_folds: 2\nnum_steps: 0\n")
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     assert run_fastfsl("train", data, "--out", run, "--config", config).exit_code == 0
     assert run_fastfsl("export", run, bundle).exit_code == 0  # no step at all: exports and runs too
@@ -245,3 +256,25 @@ def test_features_go_the_same_way(run_fastfsl, tmp_path, suffix):
     assert not (bundle / "visual").exists()
     result = run_fastfsl("predict", bundle, data)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, method):
+    data, run, bundle, config = write_features("npz"), tmp_path / "run", tmp_path / "bundle", tmp_path / "c.yaml"
+    flow = "num_blocks" in METHODS[method].parameters()
+    config.write_text("num_blocks: 1\nepochs: 3\nlearning_rate: 1e-2\nnum_folds: 2\n" if flow else "")
+    trained = run_fastfsl("train", data, "--out", run, "--method", method, "--config", config, "--json").document
+    assert trained["method"] == method
+    assert (trained["num_steps"] is not None) == flow
+    assert trained["num_parameters"] > 0
+    assert (trained["held_out_accuracy"] is None) == (method == "zero-shot")
+    assert run_fastfsl("export", run, bundle).exit_code == 0
+    of_run, of_bundle = (run_fastfsl("evaluate", model, data, "--json").document for model in (run, bundle))
+    assert {**of_run, "model": None} == {**of_bundle, "model": None}
+    assert of_run["accuracy"] == of_run["macro_accuracy"] > 0.5
+    assert of_run["num_steps"] == trained["num_steps"]
+
+
+def test_help_lists_every_method(run_fastfsl):
+    words = run_fastfsl("train", "--help").stdout.split()
+    assert all(f"{name}:" in words for name in METHODS)
