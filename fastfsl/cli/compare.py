@@ -79,7 +79,9 @@ def compare(
         "image_root": None if image_root is None else str(image_root),
         "device": device,
     }
-    folder = Path(f"compare-{data.resolve().stem}") if out is None else out
+    whole = data.resolve()
+    name = whole.name if whole.is_dir() else whole.stem
+    folder = Path(f"compare-{name}") if out is None else out
     given = {name: value for name, value in flags.items() if value is not None}
     with reporting(overall="cells") as reporter:
         comparison = run_comparison(
@@ -94,7 +96,7 @@ def compare(
             config=load_config(flags={**encoder_options, **given}),
             reporter=reporter,
         )
-    _draw(comparison, data.resolve().stem, folder / "accuracy.png")
+    _draw(comparison, name, folder / "accuracy.png")
     if as_json:
         print_json(comparison.document())
     else:

@@ -1,5 +1,6 @@
 """Accuracy against shots, one line a method."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,9 @@ def write_accuracy_plot(path: Path, shots: Sequence[int | str], lines: Sequence[
     axes.set_xticks(range(len(shots)), [str(number) for number in shots])
     axes.set_xlabel("shots")
     axes.set_ylabel("accuracy, %")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    with staged_file(path) as staging:
+    with staged_file(path) as staging, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks are boxes
         figure.savefig(staging, format="png")

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fastfsl.data import FeatureDataset, write_feature_file
+from fastfsl.heads import GDA
 
 CLASSES, DIM = 3, 12
 
@@ -84,24 +85,35 @@ def test_a_failing_method_is_a_warning(compare, tmp_path, monkeypatch):
     assert "failed" in result.stdout
 
 
-def test_images_are_encoded_once_and_compared(compare, tmp_path):
+def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
+    seen = []
+    fit = GDA.fit
+
+    def noted(self, features, labels, class_embeddings, *, plain_features=None, **options):
+        seen.append((features.shape, plain_features.shape))
+        return fit(self, features, labels, class_embeddings, plain_features=plain_features, **options)
+
+    monkeypatch.setattr(GDA, "fit", noted)
     rng = np.random.default_rng(0)
     for split, each in (("train", 3), ("test", 2)):
         for label, name in enumerate(("dark", "bright")):
             for index in range(each):
-                path = tmp_path / "pictures" / split / name / f"{index}.png"
+                path = tmp_path / "pictures.v2" / split / name / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(120 * label, 120 * label + 100, (16, 16, 3), dtype=np.uint8)).save(path)
-    damaged = tmp_path / "pictures" / "train" / "dark" / "1.png"
+    damaged = tmp_path / "pictures.v2" / "train" / "dark" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     options = ("--backbone", "tiny-clip", "--views", 2, "--shots", "all", "--seeds", 2, "--json")
-    result = compare(*options, of=tmp_path / "pictures")
+    result = compare(*options, of=tmp_path / "pictures.v2")
     assert result.exit_code == 0, result.stderr
     assert result.document["data"]["num_train"] == 5
     assert result.document["data"]["num_test"] == 4
     assert "dark/1.png" in result.stderr.replace("\n", "")
     gda = next(row for row in result.document["rows"] if row["method"] == "gda")
     assert gda["accuracy_mean"] == 1
+    width = seen[0][1][1]
+    assert seen == [((5, 2, width), (5, width))] * 2
+    assert (tmp_path / "compare-pictures.v2" / "results.csv").is_file()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ def test_a_cell_that_failed_leaves_a_gap(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_any_title_will_do(tmp_path):
+    write_accuracy_plot(tmp_path / "a.png", SHOTS, lines(1), "\u82b1 $\\nothing$ {")
+    assert (tmp_path / "a.png").exists()
+
+
 def test_drawing_needs_no_global_state(tmp_path):
     write_accuracy_plot(tmp_path / "a.png", SHOTS, lines(2), "title")
     assert "matplotlib.pyplot" not in sys.modules
