@@ -19,7 +19,7 @@ from fastfsl import bundle
 from fastfsl.bundle import KernelArrays, Readout
 from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
 
-VALUES = {"flow_weight": 0.5, "temperature": 2.0, "threshold": 0.3, "betas": [5.5, 1.0]}
+VALUES: dict[str, Any] = {"flow_weight": 0.5, "temperature": 2.0, "threshold": 0.3, "betas": [5.5, 1.0]}
 
 
 def _readout(dim: int = 3, classes: int = 4, keys: tuple[int, ...] = (5, 2), **scalars: Any) -> Readout:
@@ -31,7 +31,7 @@ def _readout(dim: int = 3, classes: int = 4, keys: tuple[int, ...] = (5, 2), **s
     kernels = tuple(
         KernelArrays(noise(n, dim), noise(n, classes), beta) for n, beta in zip(keys, VALUES["betas"], strict=False)
     )
-    known: dict[str, Any] = {key: value for key, value in VALUES.items() if key != "betas"}
+    known = {key: value for key, value in VALUES.items() if key != "betas"}
     return Readout(
         linear_weight=noise(classes, dim), linear_bias=noise(classes), kernels=kernels, **{**known, **scalars}
     )

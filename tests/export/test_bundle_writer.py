@@ -217,6 +217,13 @@ def test_linear_parts_become_one_and_empty_kernels_are_dropped():
     np.testing.assert_allclose(readout.linear_bias, 2 * LINEAR.bias + KERNEL.linear.bias, rtol=1e-6)
 
 
+def test_a_deployment_of_nothing_is_refused(export):
+    with pytest.raises(BundleError, match="with neither"):
+        export(_Parts())
+    with pytest.raises(BundleError, match="with neither"):
+        export(_Parts(read_steps=(2,), flow_weight=0.0))
+
+
 def test_a_deployment_that_computes_something_else_is_not_written(export, tmp_path):
     @dataclass
     class Other(_Parts):
