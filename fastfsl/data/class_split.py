@@ -13,7 +13,7 @@ from fastfsl.errors import ConfigError, DataError
 
 ClassSelection = Literal["all", "base", "new"]
 
-_Dataset = TypeVar("_Dataset", ImageDataset, FeatureDataset)
+_Dataset = TypeVar("_Dataset", bound=ImageDataset | FeatureDataset)
 
 
 def select_classes(dataset: _Dataset, classes: ClassSelection) -> _Dataset:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fastfsl.data import FeatureDataset, draw_episode, load_dataset, select_classes
+from fastfsl.data import FeatureDataset, draw_episode, read_folder, select_classes
 from fastfsl.errors import ConfigError, DataError
 
 
@@ -40,7 +40,7 @@ def test_base_is_the_first_half_rounded_up_and_new_the_rest():
 
 
 def test_images_are_parted_alike(make_images):
-    dataset = load_dataset(make_images(*(f"{name}/{number}.png" for name in "abcd" for number in range(3))))
+    dataset = read_folder(make_images(*(f"{name}/{number}.png" for name in "abcd" for number in range(3))))
     new = select_classes(dataset, "new")
     assert new.class_names == ("c", "d")
     assert [(item.path.parent.name, item.label) for item in new.split("train")] == [("c", 0)] * 3 + [("d", 1)] * 3
@@ -61,4 +61,4 @@ def test_too_few_classes_and_unknown_parts_are_named():
         select_classes(feature_dataset(3), "new")
     assert len(select_classes(feature_dataset(3), "base").class_names) == 2
     with pytest.raises(ConfigError, match="'half'"):
-        select_classes(feature_dataset(4), "half")  # type: ignore[type-var]  # what an untyped caller passes
+        select_classes(feature_dataset(4), "half")  # type: ignore[arg-type]  # what an untyped caller passes

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fastfsl.data import load_dataset, prompt_names
+from fastfsl.data import ImageDataset, load_dataset, prompt_names
 from fastfsl.errors import DataError
 
 
@@ -18,6 +18,7 @@ def test_a_folder_with_a_sets_split_file_is_read_by_it(make_images, tmp_path):
     }
     (tmp_path / "split_zhou_EuroSAT.json").write_text(json.dumps(listed))
     dataset = load_dataset(tmp_path)
+    assert isinstance(dataset, ImageDataset)
     assert dataset.kind == "split-file"
     assert names(dataset, "test") == [("3.png", "River")]
 
