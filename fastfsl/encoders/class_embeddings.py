@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastfsl.data import fill, resolve_templates
+from fastfsl.data import fill, prompt_names, resolve_templates
 from fastfsl.encoders.encoder import Encoder
 
 _TEXTS_PER_BATCH = 256
@@ -22,7 +22,8 @@ def class_embeddings(
     Args:
         encoder: The model.
         class_names: C names as found in the data; underscores count as blanks.
-        templates: Preset name, one template, or several ("{}" marks the name's place).
+        templates: Preset name, one template, or several ("{}" marks the name's place). The preset of a standard set
+            also reads its class names as words (`prompt_names`).
 
     Returns:
         L2-normalised embeddings (C, d), float32.
@@ -34,7 +35,7 @@ def class_embeddings(
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
     """
     resolved = resolve_templates(templates)
-    prompts = [prompt for name in class_names for prompt in fill(resolved, name)]
+    prompts = [prompt for name in prompt_names(class_names, templates) for prompt in fill(resolved, name)]
     _warn_of_likeness(encoder, class_names, prompts)
     parts = [
         encoder.encode_texts(prompts[start : start + _TEXTS_PER_BATCH])

@@ -59,3 +59,11 @@ def test_bad_templates_and_names(encoder):
         class_embeddings(encoder, ["cat", "dog"], "a {} {}")
     with pytest.raises(DataError, match="no word"):
         class_embeddings(encoder, ["cat", "_"])
+
+
+def test_presets_read_the_names_of_their_set_as_words(encoder):
+    embeddings = class_embeddings(encoder, ["AnnualCrop", "River"], "eurosat")
+    expected = ["a centered satellite photo of Annual Crop Land.", "a centered satellite photo of River."]
+    np.testing.assert_allclose(embeddings, encoder.encode_texts(expected).numpy(), atol=1e-6)
+    of_own_prompt = class_embeddings(encoder, ["AnnualCrop", "River"], "a centered satellite photo of {}.")
+    assert np.abs(of_own_prompt[0] - embeddings[0]).max() > 1e-3
