@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fastfsl.data import ClassSelection
 from fastfsl.errors import ConfigError
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import DEFAULT_METHOD, check_names, find_method, make_estimator
@@ -22,6 +23,7 @@ class TrainConfig(BaseModel):
         method: a key of `METHODS`.
         shots: images a class, drawn by `seed`; None takes all of the train split.
         seed: seed of the episode, the augmented views and the training.
+        classes: `all`, `base` (the first half of the classes, rounded up) or `new` (the rest).
         backbone: open_clip architecture, `local-dir:PATH`, `hf-hub:NAME`, or `tiny-clip`.
         pretrained: open_clip tag or a local checkpoint file.
         templates: a preset's name, one template or several, each with `{}` for the class name.
@@ -37,6 +39,7 @@ class TrainConfig(BaseModel):
     method: str = DEFAULT_METHOD
     shots: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
+    classes: ClassSelection = "all"
     backbone: str = "ViT-B-16"
     pretrained: str | None = None
     templates: str | list[str] = "generic"

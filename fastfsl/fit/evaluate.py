@@ -1,10 +1,13 @@
 """Accuracy of a fitted run on a split of a data set, in torch."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastfsl.data import FeatureDataset, load_dataset
+from fastfsl.data import ClassSelection, FeatureDataset, ImageDataset, load_dataset, select_classes
 from fastfsl.data.scoring import Evaluation, features_to_score, images_to_score, score
 from fastfsl.encoders import Encoder, load_encoder
 from fastfsl.errors import BundleError, DataError
@@ -12,42 +15,93 @@ from fastfsl.fit.run import Run
 from fastfsl.fit.train import Reporter, SilentReporter, encode_plain
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What a run is judged on.
+
+    Attributes:
+        features: (n, d), of any length.
+        labels: positions among the classifier's class names, (n,).
+        num_unreadable: images that could not be decoded, not among them.
+        num_excluded: images of a flat folder left out because they were the support.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    num_unreadable: int = 0
+    num_excluded: int = 0
+
+    def score(self, predicted: NDArray[np.int64], class_names: Sequence[str]) -> Evaluation:
+        """The score of class indices (n,)."""
+        return score(
+            predicted,
+            self.labels,
+            class_names,
+            num_unreadable=self.num_unreadable,
+            num_excluded=self.num_excluded,
+        )
+
+
 def evaluate_run(
     run: Run,
     data: Path,
     *,
     split: str = "test",
+    classes: ClassSelection = "all",
     device: str = "auto",
     image_root: Path | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
 ) -> Evaluation:
-    """Score a run on a split.
+    """Score a run on a split, or on those of its samples that are of base or of new classes.
 
     Raises:
         DataError: if the data are of another kind than the run's or have a class it does not know.
         BundleError: if the run's encoder can no longer be found as it was.
     """
-    reporter = reporter or SilentReporter()
-    dataset = load_dataset(data, image_root)
+    dataset = select_classes(load_dataset(data, image_root), classes)
+    names = run.record.class_names
+    samples = samples_to_score(
+        run, dataset, names, split, lambda: run_encoder(run, device=device), reporter or SilentReporter(), cache_dir
+    )
+    return samples.score(run.estimator.predict(samples.features), names)
+
+
+def samples_to_score(
+    run: Run,
+    dataset: ImageDataset | FeatureDataset,
+    class_names: Sequence[str],
+    split: str,
+    encoder: Callable[[], Encoder],
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+) -> Samples:
+    """A split's features, labelled by `class_names`.
+
+    Args:
+        run: whose encoder's features, and whose support is kept out.
+        dataset: images or features.
+        class_names: of the classifier.
+        split: `train`, `val` or `test`.
+        encoder: loads the run's encoder; called for images, once all else is known to be right.
+        reporter: hears of progress and warnings.
+        cache_dir: where features are kept between runs; by default the user's cache folder.
+
+    Raises:
+        DataError: if the data have a class that is not among them, the split is missing or nothing is left to score.
+        ShapeError: if features are of another width than the run's.
+    """
     if isinstance(dataset, FeatureDataset):
-        features, labels = features_to_score(dataset, split, run.record.class_names, run.record.embed_dim)
-        return score(run.estimator.predict(features), labels, run.record.class_names)
-    images = images_to_score(dataset, split, run.record.class_names, set(run.record.support_digests), reporter.warn)
+        return Samples(*features_to_score(dataset, split, class_names, run.record.embed_dim))
+    images = images_to_score(dataset, split, class_names, set(run.record.support_digests), reporter.warn)
     features = encode_plain(
-        run_encoder(run, device=device),
+        encoder(),
         images.samples,
         cache_dir=cache_dir,
         progress=lambda done, total: reporter.stage("encoding", done, total),
     )
     labels = np.array([sample.label for sample in images.samples], dtype=np.int64)
-    return score(
-        run.estimator.predict(features),
-        labels,
-        run.record.class_names,
-        num_unreadable=images.num_unreadable,
-        num_excluded=images.num_excluded,
-    )
+    return Samples(features, labels, images.num_unreadable, images.num_excluded)
 
 
 def run_encoder(run: Run, *, device: str = "cpu") -> Encoder:

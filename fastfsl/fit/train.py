@@ -18,6 +18,7 @@ from fastfsl.data import (
     draw_episode,
     load_dataset,
     resolve_templates,
+    select_classes,
 )
 from fastfsl.data.scoring import digest_of
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
@@ -76,7 +77,8 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
         ConfigError: if an option, the model or the checkpoint cannot be used.
     """
     reporter = reporter or SilentReporter()
-    dataset = load_dataset(data, None if config.image_root is None else Path(config.image_root))
+    root = None if config.image_root is None else Path(config.image_root)
+    dataset = select_classes(load_dataset(data, root), config.classes)
     episode = draw_episode(dataset, config.shots, config.seed)
 
     start = time.perf_counter()
@@ -188,7 +190,7 @@ def _image_support(
         features=views,
         plain=plain,
         labels=np.array([sample.label for sample in samples], dtype=np.int64),
-        class_embeddings=class_embeddings(encoder, dataset.class_names, templates),
+        class_embeddings=class_embeddings(encoder, dataset.class_names, config.templates),
         logit_scale=encoder.logit_scale,
         kind=dataset.kind,
         encoder=EncoderRecord(
