@@ -48,10 +48,10 @@ def feature_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fit(feature_file):
-    def run(method: str) -> Run:
+    def run(method: str, **flags: Any) -> Run:
         known = METHODS[method].parameters()
         params = {name: value for name, value in BRIEF.items() if name in known}
-        return train(feature_file, load_config(flags={"method": method, "device": "cpu", **params}))
+        return train(feature_file, load_config(flags={"method": method, "device": "cpu", **params, **flags}))
 
     return run
 
@@ -82,6 +82,15 @@ def test_every_method_exports_and_its_bundle_predicts_the_same(fit, tmp_path, me
     if not flow:
         assert sorted(manifest.files) == ["README.md", "heads/readout.safetensors"]
         assert (manifest.num_steps, manifest.step_size) == (0, None)
+
+
+def test_a_flow_with_early_exits_exports_with_all_its_steps(fit, tmp_path):
+    run = fit("fma", exit_margin=0.2)
+    export_run(run, tmp_path / "bundle")
+    found = _classifier(tmp_path / "bundle").feature_probabilities(_features())
+    assert np.abs(found - run.estimator.predict_proba(_features())).max() > 1e-3  # some did leave early
+    expected = fit("fma").estimator.predict_proba(_features())
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 # ------------------------------------------------------------------------------------------- deployments of any parts
