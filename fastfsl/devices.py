@@ -29,3 +29,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise DeviceError(f"device {str(device)!r} cannot be used ({reason}): choose another") from error
     return resolved
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32: CUDA from compute capability 8, CPUs with AMX.
+
+    On other CPUs torch computes them too, more slowly.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not have it yet
+    return bool(capabilities.get("amx_bf16", False))

@@ -56,11 +56,17 @@ def deployment(estimator: Estimator) -> Deployment:
 
 
 def flow_deployment(estimator: FlowMatchingAlignment) -> Deployment:
-    """The deployment of a flow by itself."""
+    """The deployment of a flow by itself, with its fixed number of Euler steps whatever its early exit is.
+
+    Raises:
+        ConfigError: it is solved otherwise than by Euler steps.
+    """
+    if estimator.solver != "euler":
+        raise ConfigError(f"expected solver 'euler' for a deployment, got {estimator.solver!r}: a plan is Euler steps")
     return Deployment(
         plan=estimator.plan_.to("cpu"),
-        class_embeddings=estimator.class_embeddings_.cpu().numpy(),
+        class_embeddings=estimator.class_targets_.cpu().numpy(),
         logit_scale=estimator.logit_scale_,
-        read_steps=(estimator.num_steps_,),
+        read_steps=estimator.read_steps_,
         flow_weight=1.0,
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
@@ -15,29 +15,35 @@ from fastfsl.arrays import check_labels, check_width, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
-from fastfsl.fit.selection import StepSelection, select_num_steps
+from fastfsl.fit.flow_training import FlowRecipe, Precision, train_velocity_field
+from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
+from fastfsl.flow.early_exit import euler_early_exit
 from fastfsl.flow.path import Noise
-from fastfsl.flow.plan import FlowPlan, build_plan, run_plan
-from fastfsl.flow.readout import class_logits, normalize
-from fastfsl.flow.solver import check_steps
+from fastfsl.flow.plan import FlowPlan, build_plan, plan_states
+from fastfsl.flow.readout import check_read_steps, normalize, read_out
+from fastfsl.flow.solver import Solver, check_steps, solver_states
+from fastfsl.flow.targets import target_shift
 from fastfsl.flow.velocity_field import VelocityField
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
 
+# Fitted tensors beside the field's, each the attribute of that name with an underscore.
+_CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
+
 
 class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """FMA: a velocity field moves image features toward the text feature of their class in a few Euler steps.
 
-    The defaults are a short form, a twelfth of the updates, of the published recipe (200 epochs, batches of 32,
-    learning rate 2e-4, a time of its own for each sample), which `FlowRecipe` has as its defaults.
+    The defaults are not the published recipe, which `FlowRecipe` has as its own: targets blend text and support, a
+    discriminative term is added, and training is short: on few samples a flow overfits long before 200 epochs.
 
     Args:
         num_blocks: residual blocks of the velocity field.
         num_steps: Euler steps M to deploy; None chooses M by cross-validation on the support set.
         max_steps: steps that reach the end of the path; the step size is 1 / max_steps.
-        epochs: passes over the support set.
+        epochs: passes over the support set; None: as many as make `updates` updates.
+        updates: what `epochs` None aims at.
         batch_size: samples an update.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
@@ -45,6 +51,17 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         noise: path augmentation, `none`, `bridge` (the paper's) or `interpolant` (the released code's).
         noise_scale: its scale.
         times_per_batch: distinct times in a batch, shared among its samples; None draws one for each.
+        text_samples: the target of a class is its text and its support together, about the images' mean, the text
+            counting as this many samples (`blended_targets`); 0: the support alone; None: the text alone, as published.
+        cross_entropy_weight: weight of the discriminative term (`endpoint_cross_entropy`); 0, as published: none.
+        ema_decay: decay of the average over the updates that becomes the weights; None, as published: no average.
+        precision: of the products in training, `fp32`, `bf16` or `auto`.
+        read_steps: Euler steps whose probabilities are averaged, ascending; the last one is M, and nothing is chosen.
+            The released code reads 0, 4, 8. None: the final feature alone.
+        solver: `euler`, which is what exports; `heun` or `rk4`, for predictions in torch.
+        exit_margin: a sample whose two best probabilities differ by this much takes no further step (in torch; an
+            exported flow takes M steps for each).
+        exit_velocity: likewise one whose velocity is shorter than this.
         num_folds: cross-validation folds at most.
         logit_scale: factor on the cosine similarities; None means 100.
         seed: seed of everything random.
@@ -55,7 +72,9 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         selection_: how it was chosen (`StepSelection`), with the held-out accuracy by step.
         velocity_field_: the trained `VelocityField`.
         plan_: the `FlowPlan` that `transport` runs and the exporter writes.
-        class_embeddings_: L2-normalised, (C, d), float32.
+        class_embeddings_: the class texts, L2-normalised, (C, d), float32.
+        class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), float32.
+        target_shift_: what takes the text of another class to its target (`targets_of`), (d,).
         classes_: 0 .. C-1.
         train_seconds_: wall-clock time of `fit`.
 
@@ -68,7 +87,8 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         num_blocks: int = 6,
         num_steps: int | None = None,
         max_steps: int = 10,
-        epochs: int = 60,
+        epochs: int | None = None,
+        updates: int = 160,
         batch_size: int = 128,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
@@ -76,6 +96,14 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         noise: Noise = "none",
         noise_scale: float = 1.0,
         times_per_batch: int | None = 16,
+        text_samples: float | None = 8.0,
+        cross_entropy_weight: float = 0.2,
+        ema_decay: float | None = None,
+        precision: Precision = "auto",
+        read_steps: tuple[int, ...] | None = None,
+        solver: Solver = "euler",
+        exit_margin: float | None = None,
+        exit_velocity: float | None = None,
         num_folds: int = 3,
         logit_scale: float | None = None,
         seed: int = 0,
@@ -85,6 +113,7 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         self.num_steps = num_steps
         self.max_steps = max_steps
         self.epochs = epochs
+        self.updates = updates
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -92,6 +121,14 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         self.noise = noise
         self.noise_scale = noise_scale
         self.times_per_batch = times_per_batch
+        self.text_samples = text_samples
+        self.cross_entropy_weight = cross_entropy_weight
+        self.ema_decay = ema_decay
+        self.precision = precision
+        self.read_steps = read_steps
+        self.solver = solver
+        self.exit_margin = exit_margin
+        self.exit_velocity = exit_velocity
         self.num_folds = num_folds
         self.logit_scale = logit_scale
         self.seed = seed
@@ -101,7 +138,7 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         self,
         features: ArrayLike,
         labels: ArrayLike,
-        class_embeddings: ArrayLike,
+        class_embeddings: ArrayLike | None,
         *,
         plain_features: ArrayLike | None = None,
         on_stage: StageCallback | None = None,
@@ -111,7 +148,7 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         Args:
             features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
             labels: class indices, (n,), rows of `class_embeddings`.
-            class_embeddings: text features, (C, d); any length.
+            class_embeddings: text features, (C, d); any length. None, with `text_samples` 0: there is no text.
             plain_features: features of the same images as they will be classified (not augmented), (n, d); they are
                 what the step count is chosen on. By default the mean over the views.
             on_stage: called with (name of the stage, epochs done, epochs in all).
@@ -129,6 +166,8 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         step_size = self._step_size()
         device = resolve_device(self.device)
         views = _on(device, unit_views(_off_torch(features), "features", np.float32))
+        if class_embeddings is None:
+            class_embeddings = self._in_place_of_texts(views, labels)
         embeddings = _on(device, unit_rows(_off_torch(class_embeddings), "class_embeddings", np.float32))
         targets = _on(device, check_labels(_off_torch(labels), len(views), len(embeddings)))
         check_width(views.shape[2], embeddings.shape[1])
@@ -139,7 +178,9 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         if plain.shape != (views.shape[0], views.shape[2]):
             raise ShapeError(f"expected plain_features {(views.shape[0], views.shape[2])}, got {tuple(plain.shape)}")
 
-        if self.num_steps is None:
+        if self.read_steps is not None:
+            selection = StepSelection(num_steps=self.read_steps[-1], rule="fixed")
+        elif self.num_steps is None:
             selection = select_num_steps(
                 views,
                 plain,
@@ -148,30 +189,47 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
                 recipe,
                 max_steps=self.max_steps,
                 step_size=step_size,
+                solver=self.solver,
+                text_samples=self.text_samples,
+                logit_scale=self.logit_scale_,
                 num_folds=self.num_folds,
                 seed=self.seed,
                 on_stage=on_stage,
             )
         else:
             selection = StepSelection(num_steps=self.num_steps, rule="fixed")
+        class_points = class_targets(views, targets, embeddings, self.text_samples)
         field = train_velocity_field(
             views,
             targets,
-            embeddings,
+            class_points,
             recipe,
             seed=self.seed,
+            logit_scale=self.logit_scale_,
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
         )
-        self._adopt(field, embeddings, selection)
+        shift = torch.zeros_like(embeddings[0])
+        if self.text_samples is not None:
+            shift = target_shift(normalize(views.mean(dim=1)), targets, embeddings)
+        self._adopt(field, embeddings, class_points, shift, selection)
         self.train_seconds_ = time.perf_counter() - start
         return self
 
+    def targets_of(self, class_embeddings: ArrayLike) -> NDArray[np.float32]:
+        """Where this flow sends classes that it was not trained on, (C', d): what their features are read out with.
+
+        Args:
+            class_embeddings: their text features, (C', d).
+        """
+        texts = _on(self.class_targets_.device, unit_rows(class_embeddings, "class_embeddings", np.float32))
+        return self._to_numpy(normalize(texts + self.target_shift_))
+
     def transport(self, features: ArrayLike) -> NDArray[np.float32]:
         """Features after `num_steps_` Euler steps, L2-normalised, (n, d)."""
-        return self._to_numpy(normalize(self._transported(features)))
+        return self._to_numpy(normalize(self._states(features)[-1]))
 
     def decision_function(self, features: ArrayLike) -> NDArray[np.float32]:
-        """Logits, (n, C): logit scale times cosine similarity of the transported features."""
+        """Logits, (n, C): logit scale times cosine similarity of the transported features (`read_out`)."""
         return self._to_numpy(self._logits(features))
 
     def predict_proba(self, features: ArrayLike) -> NDArray[np.float32]:
@@ -198,12 +256,12 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
     def selection_record(self) -> dict[str, Any]:
         """How the step count was chosen, as JSON values."""
-        return asdict(self.selection_) | {"accuracy_by_step": list(self.selection_.accuracy_by_step)}
+        return self.selection_.record()
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The fitted arrays by name: what `restore` needs beside the parameters and the selection."""
         tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
-        tensors["class_embeddings"] = self.class_embeddings_
+        tensors |= {name: getattr(self, f"{name}_") for name in _CLASS_TENSORS}
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
@@ -214,10 +272,10 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         """
         prefix = "velocity_field."
         try:
-            selection = StepSelection(**{**record, "accuracy_by_step": tuple(record["accuracy_by_step"])})
-            embeddings = torch.from_numpy(state["class_embeddings"])
+            selection = StepSelection.from_record(record)
+            of_classes = [torch.from_numpy(state[name]) for name in _CLASS_TENSORS]
             with torch.device("meta"):  # nothing is drawn for weights that are replaced at once
-                field = VelocityField(embeddings.shape[1], self.num_blocks)
+                field = VelocityField(of_classes[0].shape[1], self.num_blocks)
             field.load_state_dict(
                 {name.removeprefix(prefix): torch.from_numpy(value) for name, value in state.items() if prefix in name},
                 assign=True,
@@ -230,16 +288,26 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
                 "train it again"
             )
         device = resolve_device(self.device)
-        self._adopt(field.to(device).eval().requires_grad_(False), embeddings.to(device), selection)
+        field = field.to(device).eval().requires_grad_(False)
+        self._adopt(field, *(tensor.to(device) for tensor in of_classes), selection)
         return self
 
-    def _adopt(self, field: VelocityField, embeddings: Tensor, selection: StepSelection) -> None:
+    def _adopt(
+        self, field: VelocityField, embeddings: Tensor, points: Tensor, shift: Tensor, selection: StepSelection
+    ) -> None:
         self.velocity_field_ = field
-        self.class_embeddings_ = embeddings
+        self.class_embeddings_, self.class_targets_, self.target_shift_ = embeddings, points, shift
         self.selection_ = selection
         self.num_steps_ = selection.num_steps
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
-        self.classes_ = np.arange(len(embeddings))
+        self.read_steps_ = self.read_steps or (selection.num_steps,)
+        self.classes_ = np.arange(len(points))
+
+    def _in_place_of_texts(self, views: Tensor, labels: ArrayLike) -> ArrayLike:
+        """Any rows will do: the support alone decides where the flow goes."""
+        if self.text_samples != 0:
+            raise ConfigError(f"expected class_embeddings, or text_samples 0 to do without, got {self.text_samples}")
+        return np.ones((int(np.max(np.asarray(labels), initial=0)) + 1, views.shape[2]), np.float32)
 
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:
@@ -250,6 +318,10 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
             )
         if self.num_steps is not None:
             check_steps(self.num_steps, 1.0 / self.max_steps)
+        if self.read_steps is not None:
+            check_read_steps(self.read_steps, self.max_steps)
+        if self.text_samples is not None and not self.text_samples >= 0:
+            raise ConfigError(f"expected text_samples >= 0, or none for the text alone, got {self.text_samples}")
         return 1.0 / self.max_steps
 
     @property
@@ -258,14 +330,31 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         return 100.0 if self.logit_scale is None else self.logit_scale
 
     def _logits(self, features: ArrayLike) -> Tensor:
-        return class_logits(self._transported(features), self.class_embeddings_, self.logit_scale_)
+        with torch.inference_mode():
+            return read_out(self._states(features), self.class_targets_, self.logit_scale_)
 
-    def _transported(self, features: ArrayLike) -> Tensor:
+    def _states(self, features: ArrayLike) -> list[Tensor]:
+        """The states that are read out, each (n, d)."""
         if not hasattr(self, "plan_"):
             raise ConfigError("this FlowMatchingAlignment is not fitted: call fit first")
-        rows = unit_rows(_off_torch(features), "features", np.float32)
+        x_0 = _on(self.class_targets_.device, unit_rows(_off_torch(features), "features", np.float32))
+        steps = (self.num_steps_, self.plan_.step_size)
         with torch.inference_mode():
-            return run_plan(self.plan_, _on(self.class_embeddings_.device, rows))
+            if self.exit_margin is not None or self.exit_velocity is not None:
+                exited, _ = euler_early_exit(
+                    self.velocity_field_,
+                    x_0,
+                    *steps,
+                    self.class_targets_,
+                    self.logit_scale_,
+                    margin=self.exit_margin,
+                    velocity_norm=self.exit_velocity,
+                )
+                return [exited]
+            if self.solver == "euler":
+                return plan_states(self.plan_, x_0, self.read_steps_)
+            states = list(solver_states(self.velocity_field_, x_0, *steps, self.solver))
+            return [states[step] for step in self.read_steps_]
 
     @staticmethod
     def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -58,6 +58,10 @@ _PUBLISHED = {
     "weight_decay": 0.01,
     "warmup_epochs": 1,
     "times_per_batch": None,
+    "text_samples": None,
+    "cross_entropy_weight": 0.0,
+    "ema_decay": None,
+    "precision": "fp32",
 }
 
 METHODS: dict[str, Method] = {

@@ -1,9 +1,9 @@
 """How many Euler steps to deploy, chosen on held-out support and nothing else."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
-from fastfsl.flow.readout import class_logits
-from fastfsl.flow.solver import euler_states
+from fastfsl.flow.readout import class_logits, normalize
+from fastfsl.flow.solver import Solver, solver_states
+from fastfsl.flow.targets import blended_targets
 
 # Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path: a flow
 # trained on few samples takes few updates, so its velocities are short and it still gains late.
@@ -30,12 +31,29 @@ class StepSelection:
             can be held out) or `fixed` (given by the user).
         num_folds: how many trainings the curve is pooled over; 0 for `default` and `fixed`.
         accuracy_by_step: held-out accuracy after 0, 1, ... steps, fractions; empty for `default` and `fixed`.
+        held_out: logits after the chosen steps of each sample from the fold that held it out, (n, C), NaN rows for
+            samples that never were; None but for `folds`.
     """
 
     num_steps: int
     rule: Literal["folds", "views", "default", "fixed"]
     num_folds: int = 0
     accuracy_by_step: tuple[float, ...] = ()
+    held_out: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """The selection as JSON values, without the logits."""
+        values = {name: value for name, value in vars(self).items() if name != "held_out"}
+        return values | {"accuracy_by_step": list(self.accuracy_by_step)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The selection of a `record`.
+
+        Raises:
+            KeyError, TypeError: it has other entries.
+        """
+        return cls(**{**record, "accuracy_by_step": tuple(record["accuracy_by_step"])})
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class _Fold:
     labels: Tensor
     held_out: Tensor
     held_out_labels: Tensor
+    positions: Tensor | None  # of the held-out samples in the support; None: they are views of the samples trained on
 
 
 def select_num_steps(
@@ -55,6 +74,9 @@ def select_num_steps(
     *,
     max_steps: int,
     step_size: float,
+    solver: Solver = "euler",
+    text_samples: float | None = None,
+    logit_scale: float = 100.0,
     num_folds: int = 5,
     seed: int = 0,
     on_stage: StageCallback | None = None,
@@ -73,6 +95,10 @@ def select_num_steps(
         recipe: the recipe of the final training.
         max_steps: steps in the whole path.
         step_size: h.
+        solver: what takes the steps.
+        text_samples: what the text counts for in the classes' targets (`class_targets`), which every fold makes of
+            its own samples.
+        logit_scale: factor on the cosines.
         num_folds: folds at most; no more than the samples of the smallest class.
         seed: seed of the folds and the trainings.
         on_stage: called with (name of the stage, epochs done, epochs in all).
@@ -82,30 +108,42 @@ def select_num_steps(
     folds = list(_make_folds(views, plain, labels, num_folds, seed))
     if not folds:
         return StepSelection(num_steps=round(DEFAULT_FRACTION * max_steps), rule="default")
-    correct = np.zeros(max_steps + 1, dtype=np.int64)
-    total = 0
+    right: list[Tensor] = []
+    held_out = torch.full((max_steps + 1, len(labels), len(class_embeddings)), torch.nan)
     for index, fold in enumerate(folds):
         stage = f"fold {index + 1}/{len(folds)}"
-        field = train_velocity_field(
+        targets = class_targets(fold.views, fold.labels, class_embeddings, text_samples)
+        velocity_field = train_velocity_field(
             fold.views,
             fold.labels,
-            class_embeddings,
+            targets,
             recipe,
             seed=seed,
+            logit_scale=logit_scale,
             on_epoch=None if on_stage is None else _named(on_stage, stage),
         )
         with torch.inference_mode():
-            for step, state in enumerate(euler_states(field, fold.held_out, max_steps, step_size)):
-                predicted = class_logits(state, class_embeddings, 1.0).argmax(dim=-1)
-                correct[step] += int((predicted == fold.held_out_labels).sum())
-        total += len(fold.held_out_labels)
-    accuracy = correct / total
+            states = solver_states(velocity_field, fold.held_out, max_steps, step_size, solver)
+            logits = torch.stack([class_logits(state, targets, logit_scale) for state in states])
+        right.append((logits.argmax(dim=-1) == fold.held_out_labels).cpu())
+        if fold.positions is not None:
+            held_out[:, fold.positions] = logits.cpu()
+    accuracy = torch.cat(right, dim=1).double().mean(dim=1).numpy()
+    num_steps = best_step(accuracy)
     return StepSelection(
-        num_steps=best_step(accuracy),
-        rule="folds" if _can_hold_out_samples(labels) else "views",
+        num_steps=num_steps,
+        rule="views" if folds[0].positions is None else "folds",
         num_folds=len(folds),
         accuracy_by_step=tuple(float(value) for value in accuracy),
+        held_out=None if folds[0].positions is None else held_out[num_steps].numpy(),
     )
+
+
+def class_targets(views: Tensor, labels: Tensor, class_embeddings: Tensor, text_samples: float | None) -> Tensor:
+    """Where the flow sends each class, (C, d): its text, or with `text_samples` its `blended_targets`."""
+    if text_samples is None:
+        return class_embeddings
+    return blended_targets(normalize(views.mean(dim=1)), labels, class_embeddings, text_samples)
 
 
 def best_step(accuracy: NDArray[np.float64]) -> int:
@@ -148,7 +186,9 @@ def _make_folds(views: Tensor, plain: Tensor, labels: Tensor, num_folds: int, se
         for train, held_out in splits:
             train_index = torch.as_tensor(train, device=views.device)
             held_out_index = torch.as_tensor(held_out, device=views.device)
-            yield _Fold(views[train_index], labels[train_index], plain[held_out_index], labels[held_out_index])
+            yield _Fold(
+                views[train_index], labels[train_index], plain[held_out_index], labels[held_out_index], held_out_index
+            )
     elif num_views >= 2:
         order = np.random.default_rng(seed).permutation(num_views)
         for held_out in np.array_split(order, min(num_folds, num_views)):
@@ -159,4 +199,5 @@ def _make_folds(views: Tensor, plain: Tensor, labels: Tensor, num_folds: int, se
                 labels,
                 views[:, held_out_views].flatten(0, 1),
                 labels.repeat_interleave(len(held_out)),
+                None,
             )

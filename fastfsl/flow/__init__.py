@@ -11,6 +11,7 @@ from fastfsl.flow.path import LinearPath, PathSample
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states, run_plan
 from fastfsl.flow.readout import class_logits, normalize, read_out
 from fastfsl.flow.solver import euler, euler_states, solve, solver_states
+from fastfsl.flow.targets import blended_targets, target_shift
 from fastfsl.flow.velocity_field import VelocityField
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LinearPath",
     "PathSample",
     "VelocityField",
+    "blended_targets",
     "build_plan",
     "class_logits",
     "endpoint_cross_entropy",
@@ -32,5 +34,6 @@ __all__ = [
     "run_plan",
     "solve",
     "solver_states",
+    "target_shift",
     "velocity_loss",
 ]

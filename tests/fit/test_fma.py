@@ -44,7 +44,7 @@ def test_transport_is_the_euler_solution_of_its_field(fitted):
 def test_read_outs_agree_with_each_other(fitted):
     estimator, problem = fitted
     logits = estimator.decision_function(problem.test_features)
-    cosines = estimator.transport(problem.test_features) @ problem.class_embeddings.T
+    cosines = estimator.transport(problem.test_features) @ estimator.class_targets_.numpy().T
     np.testing.assert_allclose(logits, 100 * cosines, atol=1e-3)
     probabilities = estimator.predict_proba(problem.test_features)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)

@@ -27,7 +27,7 @@ def trainings(monkeypatch):
     """Records what every fold is trained on, and trains nothing: v = 0."""
     seen = []
 
-    def train(views, labels, class_embeddings, recipe, *, seed, on_epoch):
+    def train(views, labels, class_targets, recipe, *, seed, logit_scale, on_epoch):
         seen.append((views, labels))
         return lambda x, t: torch.zeros_like(x)
 
