@@ -2,17 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
-from fastfsl.errors import BundleError
+from fastfsl.errors import BundleError, ConfigError
 
 # Images classified between two updates of the progress bar.
 _CHUNK = 256
+
+_Classes = Literal["all", "base", "new"]
 
 
 def evaluate(
@@ -21,19 +23,47 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="train, val or test. Of a flat folder, test is what was not trained on.")
     ] = "test",
+    classes: Annotated[
+        _Classes, typer.Option(help="base: the first half of the data's classes, rounded up; new: the rest.")
+    ] = "all",
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="Tell apart the data's own classes, seen in training or not (runs only)."),
+    ] = False,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", help="With --transfer and images: as for train.  [default: the run's]"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set."""
+    """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
+
+    The data's classes are matched by name with those trained on. With --transfer they need not be among them: a flow
+    moves the features, and the texts of the data's classes read them out. For base and new classes: train with
+    --classes base, evaluate with --classes base, and again with --classes new --transfer.
+    """
+    if template and not transfer:
+        raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")
     with reporting() as reporter:
         if (model / "manifest.json").is_file():
-            document = _evaluate_bundle(model, data, split, device, image_root, reporter)
+            if transfer:
+                raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
+            document = _evaluate_bundle(model, data, split, classes, device, image_root, reporter)
         elif (model / "run.json").is_file():
-            document = _evaluate_run(model, data, split, device, image_root, reporter)
+            prompts = template[0] if template and len(template) == 1 else template
+            document = _evaluate_run(model, data, split, classes, transfer, prompts, device, image_root, reporter)
         else:
             raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
-    document = {"model": str(model), "data": str(data), "split": split, **document}
+    document = {
+        "model": str(model),
+        "data": str(data),
+        "split": split,
+        "classes": classes,
+        "transfer": transfer,
+        **document,
+    }
     if as_json:
         print_json(document)
     else:
@@ -42,29 +72,47 @@ def evaluate(
 
 
 def _evaluate_run(
-    model: Path, data: Path, split: str, device: str, image_root: Path | None, reporter: ProgressReporter
+    model: Path,
+    data: Path,
+    split: str,
+    classes: _Classes,
+    transfer: bool,
+    templates: str | list[str] | None,
+    device: str,
+    image_root: Path | None,
+    reporter: ProgressReporter,
 ) -> dict[str, Any]:
     require_training()
     from fastfsl.fit.evaluate import evaluate_run
+    from fastfsl.fit.protocols import evaluate_transfer
     from fastfsl.fit.run import Run
 
     run = Run.load(model, device=device)
-    evaluation = evaluate_run(run, data, split=split, device=device, image_root=image_root, reporter=reporter)
+    options: dict[str, Any] = {"templates": templates} if transfer else {}
+    evaluation = (evaluate_transfer if transfer else evaluate_run)(
+        run, data, split=split, classes=classes, device=device, image_root=image_root, reporter=reporter, **options
+    )
     return {"method": run.record.config.method, "num_steps": run.num_steps, **asdict(evaluation)}
 
 
 def _evaluate_bundle(
-    model: Path, data: Path, split: str, device: str, image_root: Path | None, reporter: ProgressReporter
+    model: Path,
+    data: Path,
+    split: str,
+    classes: _Classes,
+    device: str,
+    image_root: Path | None,
+    reporter: ProgressReporter,
 ) -> dict[str, Any]:
     import numpy as np
 
     from fastfsl.bundle import read_manifest
-    from fastfsl.data import FeatureDataset, load_dataset
+    from fastfsl.data import FeatureDataset, load_dataset, select_classes
     from fastfsl.data.scoring import features_to_score, images_to_score, score
     from fastfsl.runtime import Classifier
 
     manifest = read_manifest(model)
-    dataset = load_dataset(data, image_root)
+    dataset = select_classes(load_dataset(data, image_root), classes)
     classifier = Classifier.load(model, device=device)
     names = manifest.class_names
     if isinstance(dataset, FeatureDataset):

@@ -2,7 +2,7 @@
 
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ def train(
     ] = None,
     views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of episode, views and training.  [default: 0]")] = None,
+    classes: Annotated[
+        Literal["all", "base", "new"] | None,
+        typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
     ] = None,
@@ -68,6 +72,7 @@ def train(
             "templates": template[0] if template and len(template) == 1 else template,
             "num_views": views,
             "seed": seed,
+            "classes": classes,
             "image_root": None if image_root is None else str(image_root),
             "device": device,
         },
