@@ -115,24 +115,22 @@ def _evaluate_bundle(
     dataset = select_classes(load_dataset(data, image_root), classes)
     classifier = Classifier.load(model, device=device)
     names = manifest.class_names
+    counts = {}
     if isinstance(dataset, FeatureDataset):
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
-        evaluation = score(classifier.feature_probabilities(features).argmax(axis=1), labels, names)
+        probabilities = classifier.feature_probabilities(features)
     else:
         digests = manifest.training.get("support_digests", [])
         seen = {digest for digest in digests if isinstance(digest, str)} if isinstance(digests, list) else set()
         images = images_to_score(dataset, split, names, seen, reporter.warn)
-        predicted = []
+        labels = np.array([sample.label for sample in images.samples])
+        parts = []
         for start in range(0, len(images.samples), _CHUNK):
             chunk = [sample.path for sample in images.samples[start : start + _CHUNK]]
-            predicted.append(classifier.probabilities(chunk).argmax(axis=1))
+            parts.append(classifier.probabilities(chunk))
             reporter.stage("classifying", start + len(chunk), len(images.samples))
-        evaluation = score(
-            np.concatenate(predicted),
-            np.array([sample.label for sample in images.samples]),
-            names,
-            num_unreadable=images.num_unreadable,
-            num_excluded=images.num_excluded,
-        )
+        probabilities = np.concatenate(parts)
+        counts = {"num_unreadable": images.num_unreadable, "num_excluded": images.num_excluded}
+    evaluation = score(probabilities.argmax(axis=1), labels, names, probabilities=probabilities, **counts)
     num_steps = None if manifest.step_size is None else manifest.num_steps
     return {"method": manifest.method, "num_steps": num_steps, **asdict(evaluation)}

@@ -21,6 +21,7 @@ class Evaluation:
         accuracy: fraction of samples classified right.
         macro_accuracy: mean over classes of their accuracy.
         class_accuracy: by class name; classes without a sample are left out.
+        calibration_error: expected calibration error (`calibration_error`), where probabilities were at hand.
         num_samples: samples scored.
         num_unreadable: images that could not be decoded; they are not in `num_samples`.
         num_excluded: images of a flat folder left out because they were the support.
@@ -29,6 +30,7 @@ class Evaluation:
     accuracy: float
     macro_accuracy: float
     class_accuracy: dict[str, float]
+    calibration_error: float | None
     num_samples: int
     num_unreadable: int = 0
     num_excluded: int = 0
@@ -103,16 +105,18 @@ def score(
     labels: LabelArray,
     class_names: Sequence[str],
     *,
+    probabilities: NDArray[np.floating] | None = None,
     num_unreadable: int = 0,
     num_excluded: int = 0,
 ) -> Evaluation:
-    """Accuracy over all, by class, and the mean over classes."""
+    """Accuracy over all, by class, and the mean over classes; of probabilities (n, C), their calibration too."""
     right = predicted == labels
     by_class = {class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
     return Evaluation(
         accuracy=float(right.mean()),
         macro_accuracy=float(np.mean(list(by_class.values()))),
         class_accuracy=by_class,
+        calibration_error=None if probabilities is None else calibration_error(probabilities, labels),
         num_samples=len(labels),
         num_unreadable=num_unreadable,
         num_excluded=num_excluded,

@@ -31,12 +31,18 @@ class Samples:
     num_unreadable: int = 0
     num_excluded: int = 0
 
-    def score(self, predicted: NDArray[np.int64], class_names: Sequence[str]) -> Evaluation:
-        """The score of class indices (n,)."""
+    def score(
+        self,
+        predicted: NDArray[np.int64],
+        class_names: Sequence[str],
+        probabilities: NDArray[np.floating] | None = None,
+    ) -> Evaluation:
+        """The score of class indices (n,), and of the probabilities (n, C) that they come from."""
         return score(
             predicted,
             self.labels,
             class_names,
+            probabilities=probabilities,
             num_unreadable=self.num_unreadable,
             num_excluded=self.num_excluded,
         )
@@ -64,7 +70,8 @@ def evaluate_run(
     samples = samples_to_score(
         run, dataset, names, split, lambda: run_encoder(run, device=device), reporter or SilentReporter(), cache_dir
     )
-    return samples.score(run.estimator.predict(samples.features), names)
+    probabilities = run.estimator.predict_proba(samples.features)
+    return samples.score(probabilities.argmax(axis=1), names, probabilities)
 
 
 def samples_to_score(

@@ -62,6 +62,10 @@ _PUBLISHED = {
     "cross_entropy_weight": 0.0,
     "ema_decay": None,
     "precision": "fp32",
+    "read_steps": None,
+    "solver": "euler",
+    "exit_margin": None,
+    "exit_velocity": None,
 }
 
 METHODS: dict[str, Method] = {
@@ -91,7 +95,7 @@ METHODS: dict[str, Method] = {
             "fastfsl.heads:LPPlusPlus",
             "linear probe blended with the class texts (LP++, arXiv 2404.02285)",
         ),
-        Method("fma", _FMA, "a flow from image features to class texts, short recipe (FMA, arXiv 2510.14543)"),
+        Method("fma", _FMA, "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)"),
         Method(
             "fma-paper",
             _FMA,

@@ -270,6 +270,8 @@ def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, m
     assert (trained["held_out_accuracy"] is None) == (method == "zero-shot")
     assert run_fastfsl("export", run, bundle).exit_code == 0
     of_run, of_bundle = (run_fastfsl("evaluate", model, data, "--json").document for model in (run, bundle))
+    calibration = [document.pop("calibration_error") for document in (of_run, of_bundle)]
+    assert calibration[0] == pytest.approx(calibration[1], abs=1e-4)
     assert {**of_run, "model": None} == {**of_bundle, "model": None}
     assert of_run["accuracy"] == of_run["macro_accuracy"] > 0.5
     assert of_run["num_steps"] == trained["num_steps"]

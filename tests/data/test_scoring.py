@@ -30,7 +30,11 @@ def folder(tmp_path):
 
 def test_score_by_sample_by_class_and_over_classes():
     labels = np.array([0, 0, 0, 2])
-    evaluation = score(np.array([0, 0, 1, 2]), labels, NAMES, num_unreadable=1)
+    predicted = np.array([0, 0, 1, 2])
+    evaluation = score(predicted, labels, NAMES, num_unreadable=1)
+    assert evaluation.calibration_error is None
+    sure = score(predicted, labels, NAMES, probabilities=np.eye(3)[predicted])
+    assert sure.calibration_error == 0.25
     assert evaluation.accuracy == 0.75
     assert evaluation.class_accuracy == {"ant": pytest.approx(2 / 3), "cow": 1.0}
     assert evaluation.macro_accuracy == pytest.approx(5 / 6)

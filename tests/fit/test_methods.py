@@ -35,6 +35,13 @@ def test_presets_are_those_of_their_source():
     assert tuple(paper[key] for key in recipe) == (200, 32, 2e-4, 0.01, 1, None, 10)
 
 
+@pytest.mark.parametrize("name", ["fma-paper", "fma-released"])
+def test_a_preset_leaves_nothing_to_the_defaults_but_what_its_source_leaves_open(name):
+    open_choices = {"num_steps", "num_folds"}  # the step count is chosen on the support, by these
+    without_effect = {"updates"}  # where epochs are given
+    assert METHODS[name].preset.keys() | open_choices | without_effect == METHODS[name].parameters().keys()
+
+
 def test_the_users_parameters_win_over_a_preset():
     estimator = make_estimator("fma-paper", {"epochs": 3}, logit_scale=1.0, seed=0, device="cpu")
     assert estimator.get_params()["epochs"] == 3
