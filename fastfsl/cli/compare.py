@@ -1,7 +1,7 @@
 """`fastfsl compare`: which method wins on the user's data, and by how much."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # Keys of --config beside the methods' names.
-_ENCODER_OPTIONS = ("backbone", "pretrained", "templates", "num_views", "augmentation", "image_root", "device")
+_DATA_OPTIONS = ("classes", "backbone", "pretrained", "templates", "num_views", "augmentation", "image_root", "device")
 
 
 def compare(
@@ -40,9 +40,13 @@ def compare(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file: parameters as {method: {parameter: value}}, and the options of the encoder."),
+        typer.Option(help="YAML file: parameters as {method: {parameter: value}}, and the options below."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
+    classes: Annotated[
+        Literal["all", "base", "new"] | None,
+        typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(help="open_clip model, local-dir:PATH, hf-hub:NAME or tiny-clip.  [default: ViT-B-16]"),
@@ -70,8 +74,9 @@ def compare(
     from fastfsl.fit.config import load_config
 
     chosen = _chosen(methods, exclude)
-    params, encoder_options = _from_yaml(config)
+    params, data_options = _from_yaml(config)
     flags = {
+        "classes": classes,
         "backbone": backbone,
         "pretrained": pretrained,
         "templates": template[0] if template and len(template) == 1 else template,
@@ -93,7 +98,7 @@ def compare(
             split=split,
             out=folder,
             force=force,
-            config=load_config(flags={**encoder_options, **given}),
+            config=load_config(flags={**data_options, **given}),
             reporter=reporter,
         )
     _draw(comparison, name, folder / "accuracy.png")
@@ -126,12 +131,12 @@ def _listed(text: str) -> list[str]:
 
 
 def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Parameters by method, and the options of the encoder."""
+    """Parameters by method, and the options of data and encoder."""
     from fastfsl.fit.compare import check_methods
     from fastfsl.fit.config import read_yaml
 
     values = read_yaml(config)
-    options = {name: values.pop(name) for name in _ENCODER_OPTIONS if name in values}
+    options = {name: values.pop(name) for name in _DATA_OPTIONS if name in values}
     check_methods(values)
     for method, params in values.items():
         if not isinstance(params, dict):

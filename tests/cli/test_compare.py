@@ -77,6 +77,12 @@ def test_parameters_and_options_come_from_the_yaml_file(compare, tmp_path):
     assert result.document["settings"]["methods"]["gda"]["num_folds"] == 3
 
 
+def test_half_of_the_classes(compare):
+    result = compare("--classes", "base", "--shots", 1, "--seeds", 1, "--json")
+    assert (result.document["data"]["classes"], result.document["data"]["num_classes"]) == ("base", 2)
+    assert result.document["data"]["num_test"] == 80
+
+
 def test_a_failing_method_is_a_warning(compare, tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("gda: {num_folds: 1}\n")
     result = compare("--config", "c.yaml", "--shots", 4, "--seeds", 1)
@@ -103,7 +109,8 @@ def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
                 Image.fromarray(rng.integers(120 * label, 120 * label + 100, (16, 16, 3), dtype=np.uint8)).save(path)
     damaged = tmp_path / "pictures.v2" / "train" / "dark" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
-    options = ("--backbone", "tiny-clip", "--views", 2, "--shots", "all", "--seeds", 2, "--json")
+    (tmp_path / "c.yaml").write_text("num_views: 2\nbackbone: ViT-B-32\n")
+    options = ("--config", "c.yaml", "--backbone", "tiny-clip", "--shots", "all", "--seeds", 2, "--json")
     result = compare(*options, of=tmp_path / "pictures.v2")
     assert result.exit_code == 0, result.stderr
     assert result.document["data"]["num_train"] == 5

@@ -124,10 +124,10 @@ def test_a_twin_of_the_best_is_within_noise(run, monkeypatch):
 
 
 def test_a_cell_is_what_the_estimator_says(run, arrays):
-    (cell,) = run(methods=("gda",), shots=(4,), seeds=1, out=None).cells
+    *_, cell = run(methods=("gda",), shots=(4,), seeds=2, out=None).cells
     (features, labels), (test, test_labels) = arrays[0]["train"], arrays[0]["test"]
-    rows = np.array(sample_episode(labels, 4, 0, CLASSES).indices)
-    fitted = GDA(logit_scale=100.0, seed=0).fit(features[rows], labels[rows], arrays[1])
+    rows = np.array(sample_episode(labels, 4, 1, CLASSES).indices)
+    fitted = GDA(logit_scale=100.0, seed=1).fit(features[rows], labels[rows], arrays[1])
     np.testing.assert_array_equal(cell.right_bits(), fitted.predict(test) == test_labels)
     assert cell.accuracy == fitted.score(test, test_labels)
     assert cell.selection == fitted.selection_record()
@@ -258,12 +258,38 @@ def test_a_training_that_diverged_is_a_failure(run, monkeypatch):
     assert "diverged" in failure.error
 
 
-@pytest.mark.parametrize("method", ["gda", "proker", "fma"])
-def test_what_is_timed_on_the_cpu_is_what_was_fitted(method):
+def _pool():
     rng = np.random.default_rng(0)
     support = Support(rng.normal(size=(8, DIM)).astype(np.float32), np.arange(8) % CLASSES)
     texts = rng.normal(size=(CLASSES, DIM)).astype(np.float32)
-    pool = Pool(("a", "b", "c", "d"), texts, 50.0, support, {}, ScoredSplit(support.features, support.labels))
+    scored = ScoredSplit(support.features, support.labels)
+    return Pool(("a", "b", "c", "d"), texts, 50.0, support, {(2, 0): np.arange(8)}, scored)
+
+
+def test_all_that_a_method_is_given_decides_the_digest():
+    pool = _pool()
+    support, scored = pool.train, pool.test
+    others = [
+        replace(pool, class_names=("a", "b", "c", "e")),
+        replace(pool, class_embeddings=2 * pool.class_embeddings),
+        replace(pool, logit_scale=51.0),
+        replace(pool, train=replace(support, features=2 * support.features)),
+        replace(pool, train=replace(support, labels=support.labels[::-1].copy())),
+        replace(pool, train=replace(support, plain=support.features)),
+        replace(pool, train=replace(support, plain=2 * support.features)),
+        replace(pool, episodes={(2, 0): np.arange(7)}),
+        replace(pool, test=replace(scored, features=2 * scored.features)),
+        replace(pool, test=replace(scored, labels=scored.labels[::-1].copy())),
+    ]
+    assert len({other.digest(2, 0) for other in [pool, *others]}) == 11
+    unused = replace(support, features=np.vstack([support.features, support.features]))
+    assert replace(pool, train=unused).digest(2, 0) == pool.digest(2, 0)
+
+
+@pytest.mark.parametrize("method", ["gda", "proker", "fma"])
+def test_what_is_timed_on_the_cpu_is_what_was_fitted(method):
+    pool = _pool()
+    support, texts = pool.train, pool.class_embeddings
     params = {"epochs": 2, "num_folds": 2} if method == "fma" else {}
     spec = CellSpec(method=method, params=params, shots=2, seed=0, device="another")
     fitted = make_estimator(method, params, logit_scale=50.0, seed=0, device="cpu")

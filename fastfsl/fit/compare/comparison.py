@@ -1,10 +1,7 @@
-"""The comparison itself: every method on every episode, each finished cell kept, and the leaderboard of them."""
+"""The comparison itself: every method on every episode, each finished cell kept at once."""
 
-import csv
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +12,21 @@ from pydantic import ValidationError
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, FastFSLError
-from fastfsl.files import staged_file
 from fastfsl.fit.compare.cell import BATCH_SIZE, Cell, CellSpec, run_cell
-from fastfsl.fit.compare.leaderboard import Row, leaderboard
+from fastfsl.fit.compare.leaderboard import leaderboard
 from fastfsl.fit.compare.noise import CONFIDENCE
 from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
+from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.methods import METHODS, RESERVED, make_estimator
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
 
-CELLS, RESULTS, TABLE = "cells", "results.json", "results.csv"
+CELLS = "cells"
 
 # As published: several times slower than the rest, so that they are compared only when they are named.
 SLOW = ("fma-paper", "fma-released")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A cell whose method could not be fitted, and why."""
-
-    spec: CellSpec
-    error: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison found.
-
-    Attributes:
-        rows: the leaderboard; methods over all numbers of shots come last.
-        cells: finished cells.
-        failures: the others.
-        warnings: what the user should know of the data.
-        data: path, classes, sizes.
-        settings: methods, shots, seeds, device, batch size of the timing, level of the intervals.
-        versions: packages at work.
-        created: when, UTC.
-    """
-
-    rows: tuple[Row, ...]
-    cells: tuple[Cell, ...]
-    failures: tuple[Failure, ...]
-    warnings: tuple[str, ...]
-    data: dict[str, Any]
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    created: str
-
-    def document(self) -> dict[str, Any]:
-        """All of it as JSON values; the cells without what has a value for every sample or class."""
-        kept = [_place(cell.spec) | cell.model_dump(exclude={"spec", "right", "class_accuracy"}) for cell in self.cells]
-        return {
-            "format": "fastfsl-comparison",
-            "version": 1,
-            "data": self.data,
-            "settings": self.settings,
-            "rows": [asdict(row) for row in self.rows],
-            "cells": [*kept, *(_place(failure.spec) | {"error": failure.error} for failure in self.failures)],
-            "warnings": list(self.warnings),
-            "versions": self.versions,
-            "created": self.created,
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write results.json and results.csv, each whole or not at all.
-
-        Raises:
-            ConfigError: a file cannot be written.
-        """
-        with staged_file(folder / RESULTS) as staging:
-            text = json.dumps(self.document(), indent=1, ensure_ascii=False, allow_nan=False)
-            staging.write_text(text + "\n", encoding="utf-8")
-        with staged_file(folder / TABLE) as staging, staging.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*_PLAIN, "vs_best", "vs_best_low", "vs_best_high"])
-            for row in self.rows:
-                against = row.vs_best
-                ends = [None] * 3 if against is None else [against.mean, against.low, against.high]
-                writer.writerow([*(getattr(row, name) for name in _PLAIN), *ends])
-
-
-_PLAIN = [name for name in Row.__dataclass_fields__ if name not in {"vs_best", "class_accuracy"}]
 
 
 def compare(
@@ -128,8 +57,8 @@ def compare(
         out: folder that keeps finished cells, and in the end the results; cells that it holds already are not computed
             again. None keeps nothing.
         force: compute them again nevertheless.
-        config: its device, and for images its backbone, pretrained, templates, num_views, augmentation and image_root
-            are used.
+        config: its device, its classes, and for images its backbone, pretrained, templates, num_views, augmentation
+            and image_root are used.
         reporter: hears of progress and warnings.
         cache_dir: where features of images are kept; by default the user's cache folder.
 
@@ -168,6 +97,7 @@ def compare(
         warnings=tuple(looked_over.warnings()),
         data={
             "path": str(data),
+            "classes": config.classes,
             "num_classes": len(pool.class_names),
             "num_train": len(pool.train.labels),
             "class_counts": list(looked_over.class_counts),
@@ -287,7 +217,3 @@ def _kept(path: Path, spec: CellSpec, reporter: Reporter) -> Cell | None:
 
 def _named(spec: CellSpec, reporter: Reporter) -> StageCallback:
     return lambda name, done, total: reporter.stage(f"{spec}: {name}", done, total)
-
-
-def _place(spec: CellSpec) -> dict[str, Any]:
-    return {"method": spec.method, "shots": shots_label(spec.shots), "seed": spec.seed}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset
+from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, select_classes
 from fastfsl.data.scoring import features_to_score, images_to_score
 from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import ConfigError, DataError
@@ -109,7 +109,8 @@ def load_pool(
     """
     if split == "train":
         raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
-    dataset = load_dataset(data, None if config.image_root is None else Path(config.image_root))
+    root = None if config.image_root is None else Path(config.image_root)
+    dataset = select_classes(load_dataset(data, root), config.classes)
     if split not in dataset.splits:
         raise DataError(
             f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
@@ -149,10 +150,11 @@ def _image_pool(
     place = {row: position for position, row in enumerate(readable)}
     tested = images_to_score(dataset, split, dataset.class_names, set(), reporter.warn).samples
     encoder = load_encoder(config.backbone, config.pretrained, config.device)
+    embeddings = class_embeddings(encoder, dataset.class_names, config.templates)
     plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return Pool(
         class_names=dataset.class_names,
-        class_embeddings=class_embeddings(encoder, dataset.class_names, config.templates),
+        class_embeddings=embeddings,
         logit_scale=encoder.logit_scale,
         train=Support(views, _labels(samples), plain),
         episodes={
