@@ -10,7 +10,8 @@ correctness minus the other's, has two crossed sources of chance, the seeds and 
 
 What is neither the seed's nor the sample's own is counted in both, so that the interval is a little wide where the
 seeds differ by chance alone. One seed has no V_seed: the interval then tells of other test samples only, as McNemar's
-test does. The train pool is taken as given: its images, not those of another pool, are what seeds draw from.
+test does. The train pool is taken as given: its images, not those of another pool, are what seeds draw from. Each
+interval is for its pair alone; that the best of many methods was picked by the same figures is not allowed for.
 
 Source: variance with two crossed clusters, Cameron, Gelbach and Miller (2011), without their subtraction of the
 intersection; degrees of freedom, Satterthwaite (1946).
