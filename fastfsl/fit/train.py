@@ -74,7 +74,7 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
 
     Raises:
         DataError: if the data cannot be used.
-        ConfigError: if an option, the model or the checkpoint cannot be used.
+        ConfigError: if an option, the model or the checkpoint cannot be used, or the training diverges.
     """
     reporter = reporter or SilentReporter()
     root = None if config.image_root is None else Path(config.image_root)
@@ -96,6 +96,9 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
         plain_features=support.plain,
         on_stage=reporter.stage,
     )
+    for name, array in estimator.state().items():
+        if not np.isfinite(array).all():
+            raise ConfigError(f"the training diverged, {name} holds NaN or infinite values: try a lower learning_rate")
     record = RunRecord(
         config=config,
         data_kind=support.kind,
