@@ -131,6 +131,9 @@ def _evaluate_bundle(
             reporter.stage("classifying", start + len(chunk), len(images.samples))
         probabilities = np.concatenate(parts)
         counts = {"num_unreadable": images.num_unreadable, "num_excluded": images.num_excluded}
-    evaluation = score(probabilities.argmax(axis=1), labels, names, probabilities=probabilities, **counts)
+    readout = classifier.describe()["readout"]
+    threshold = None if readout is None else readout["threshold"]
+    predicted = probabilities.argmax(axis=1)
+    evaluation = score(predicted, labels, names, probabilities=probabilities, threshold=threshold, **counts)
     num_steps = None if manifest.step_size is None else manifest.num_steps
     return {"method": manifest.method, "num_steps": num_steps, **asdict(evaluation)}

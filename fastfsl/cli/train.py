@@ -41,6 +41,10 @@ def train(
         Literal["all", "base", "new"] | None,
         typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
     ] = None,
+    target_precision: Annotated[
+        float | None,
+        typer.Option(help='Answer "none of these" where needed for this share of right answers (method auto).'),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
     ] = None,
@@ -72,6 +76,7 @@ def train(
             "templates": template[0] if template and len(template) == 1 else template,
             "num_views": views,
             "seed": seed,
+            "target_precision": target_precision,
             "classes": classes,
             "image_root": None if image_root is None else str(image_root),
             "device": device,
@@ -101,6 +106,7 @@ def _summary(run: "Run", out: Path) -> dict[str, Any]:
         "num_steps": run.num_steps,
         "selection": run.record.selection.get("rule"),
         "held_out_accuracy": run.held_out_accuracy,
+        "threshold": run.threshold,
         "num_parameters": run.record.num_parameters,
         "feature_seconds": round(run.record.feature_seconds, 3),
         "train_seconds": round(run.record.train_seconds, 3),

@@ -22,6 +22,9 @@ class Evaluation:
         macro_accuracy: mean over classes of their accuracy.
         class_accuracy: by class name; classes without a sample are left out.
         calibration_error: expected calibration error (`calibration_error`), where probabilities were at hand.
+        threshold: probability below which the classifier answers "none of these"; None: it always answers.
+        coverage: fraction of samples answered, where there is a threshold.
+        precision: fraction of the answers that are right, where there is a threshold and an answer.
         num_samples: samples scored.
         num_unreadable: images that could not be decoded; they are not in `num_samples`.
         num_excluded: images of a flat folder left out because they were the support.
@@ -31,6 +34,9 @@ class Evaluation:
     macro_accuracy: float
     class_accuracy: dict[str, float]
     calibration_error: float | None
+    threshold: float | None
+    coverage: float | None
+    precision: float | None
     num_samples: int
     num_unreadable: int = 0
     num_excluded: int = 0
@@ -106,17 +112,32 @@ def score(
     class_names: Sequence[str],
     *,
     probabilities: NDArray[np.floating] | None = None,
+    threshold: float | None = None,
     num_unreadable: int = 0,
     num_excluded: int = 0,
 ) -> Evaluation:
-    """Accuracy over all, by class, and the mean over classes; of probabilities (n, C), their calibration too."""
+    """Accuracy over all, by class, and the mean over classes.
+
+    Args:
+        predicted: class indices, (n,).
+        labels: class indices, (n,).
+        class_names: by index.
+        probabilities: (n, C), if their calibration is to be told.
+        threshold: if the classifier answers only what is at least this probable; takes probabilities.
+        num_unreadable: images left out because they could not be decoded.
+        num_excluded: images left out because they were the support.
+    """
     right = predicted == labels
+    known = None if probabilities is None or threshold is None else probabilities.max(axis=1) >= threshold
     by_class = {class_names[label]: float(right[labels == label].mean()) for label in np.unique(labels)}
     return Evaluation(
         accuracy=float(right.mean()),
         macro_accuracy=float(np.mean(list(by_class.values()))),
         class_accuracy=by_class,
         calibration_error=None if probabilities is None else calibration_error(probabilities, labels),
+        threshold=threshold,
+        coverage=None if known is None else float(known.mean()),
+        precision=None if known is None or not known.any() else float(right[known].mean()),
         num_samples=len(labels),
         num_unreadable=num_unreadable,
         num_excluded=num_excluded,

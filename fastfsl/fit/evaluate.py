@@ -36,6 +36,7 @@ class Samples:
         predicted: NDArray[np.int64],
         class_names: Sequence[str],
         probabilities: NDArray[np.floating] | None = None,
+        threshold: float | None = None,
     ) -> Evaluation:
         """The score of class indices (n,), and of the probabilities (n, C) that they come from."""
         return score(
@@ -43,6 +44,7 @@ class Samples:
             self.labels,
             class_names,
             probabilities=probabilities,
+            threshold=threshold,
             num_unreadable=self.num_unreadable,
             num_excluded=self.num_excluded,
         )
@@ -71,7 +73,7 @@ def evaluate_run(
         run, dataset, names, split, lambda: run_encoder(run, device=device), reporter or SilentReporter(), cache_dir
     )
     probabilities = run.estimator.predict_proba(samples.features)
-    return samples.score(probabilities.argmax(axis=1), names, probabilities)
+    return samples.score(probabilities.argmax(axis=1), names, probabilities, run.threshold)
 
 
 def samples_to_score(

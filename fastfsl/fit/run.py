@@ -22,6 +22,7 @@ from fastfsl.files import staged_directory
 from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.deployment import deployment
 from fastfsl.fit.estimator import Estimator
+from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.methods import RESERVED, make_estimator
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
@@ -96,8 +97,16 @@ class Run:
 
     @property
     def num_steps(self) -> int | None:
-        """Euler steps of the flow; None where there is no flow."""
+        """Steps of the flow; None where there is no flow."""
+        if isinstance(self.estimator, FlowMatchingAlignment):  # by any solver, of which Euler's alone is deployed
+            return self.estimator.num_steps_
         return max(deployment(self.estimator).read_steps, default=None)
+
+    @property
+    def threshold(self) -> float | None:
+        """Probability of the best class below which the answer is "none of these"; None: there always is one."""
+        threshold: float | None = self.record.selection.get("threshold")
+        return threshold
 
     @property
     def held_out_accuracy(self) -> float | None:

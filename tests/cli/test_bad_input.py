@@ -167,6 +167,11 @@ def test_bad_configuration_file(refused, features, tmp_path):
     )
 
 
+def test_a_threshold_from_a_method_that_has_none(refused, features, tmp_path):
+    options = ("--method", "gda", "--target-precision", 0.9)
+    refused("train", features(), "--out", tmp_path / "run", *options, words=["'target_precision'", "'gda'"])
+
+
 def test_a_training_that_diverges(refused, features, tmp_path):
     (tmp_path / "c.yaml").write_text("method: fma\nnum_blocks: 1\nnum_steps: 3\nlearning_rate: 1e30\n")
     refused("train", features(), "--out", tmp_path / "run", "--config", tmp_path / "c.yaml", words=["learning_rate"])

@@ -35,10 +35,21 @@ def test_score_by_sample_by_class_and_over_classes():
     assert evaluation.calibration_error is None
     sure = score(predicted, labels, NAMES, probabilities=np.eye(3)[predicted])
     assert sure.calibration_error == 0.25
+    assert (sure.threshold, sure.coverage, sure.precision) == (None, None, None)
+
     assert evaluation.accuracy == 0.75
     assert evaluation.class_accuracy == {"ant": pytest.approx(2 / 3), "cow": 1.0}
     assert evaluation.macro_accuracy == pytest.approx(5 / 6)
     assert (evaluation.num_samples, evaluation.num_unreadable) == (4, 1)
+
+
+def test_score_of_a_classifier_that_does_not_always_answer():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
+    predicted, labels = probabilities.argmax(axis=1), np.array([0, 1, 0, 1])
+    for threshold, coverage, precision in ((0.6, 0.75, 1 / 3), (0.9, 0.25, 1.0), (0.95, 0.0, None)):
+        evaluation = score(predicted, labels, NAMES, probabilities=probabilities, threshold=threshold)
+        assert (evaluation.threshold, evaluation.coverage, evaluation.precision) == (threshold, coverage, precision)
+        assert evaluation.accuracy == 0.5
 
 
 def test_labels_are_those_of_the_classifier_not_of_the_data(folder):

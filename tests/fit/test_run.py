@@ -33,6 +33,12 @@ def test_every_method_is_kept_as_it_was(train_quickly, write_features, make_prob
     assert (loaded.num_steps is None) == (deployment(run.estimator).plan is None)
 
 
+def test_a_flow_that_no_plan_has_is_kept_too(train_quickly, write_features, tmp_path):
+    run = train_quickly(write_features(tmp_path / "features.npz"), "fma", solver="heun", num_steps=4)
+    run.save(tmp_path / "run")
+    assert Run.load(tmp_path / "run").num_steps == run.num_steps == 4
+
+
 @pytest.mark.parametrize(("method", "other"), [("gda", "fma"), ("fma", "gda")])
 def test_a_run_is_not_restored_as_another_method(train_quickly, write_features, tmp_path, method, other):
     data = write_features(tmp_path / "features.npz")
