@@ -36,7 +36,6 @@ def test_score_by_sample_by_class_and_over_classes():
     sure = score(predicted, labels, NAMES, probabilities=np.eye(3)[predicted])
     assert sure.calibration_error == 0.25
     assert (sure.threshold, sure.coverage, sure.precision) == (None, None, None)
-
     assert evaluation.accuracy == 0.75
     assert evaluation.class_accuracy == {"ant": pytest.approx(2 / 3), "cow": 1.0}
     assert evaluation.macro_accuracy == pytest.approx(5 / 6)
