@@ -1,11 +1,12 @@
 """What a fitted estimator comes down to when it is deployed: a flow, forms on its source features, and a read-out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastfsl.errors import ConfigError
+from fastfsl.fit.auto import Auto
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.flow.plan import FlowPlan
@@ -52,6 +53,8 @@ def deployment(estimator: Estimator) -> Deployment:
         return Deployment((estimator.form_,))
     if isinstance(estimator, FlowMatchingAlignment):
         return flow_deployment(estimator)
+    if isinstance(estimator, Auto):
+        return _auto_deployment(estimator)
     raise ConfigError(f"expected an estimator of fastfsl, got {type(estimator).__name__}")
 
 
@@ -70,3 +73,15 @@ def flow_deployment(estimator: FlowMatchingAlignment) -> Deployment:
         read_steps=estimator.read_steps_,
         flow_weight=1.0,
     )
+
+
+def _auto_deployment(estimator: Auto) -> Deployment:
+    selection = estimator.selection_
+    parts = Deployment()
+    forms: list[LinearForm | KernelForm] = []
+    for name, component in estimator.components_.items():
+        if isinstance(component, Head):
+            forms.append(component.form_.scaled(selection.weights[name]))
+        else:
+            parts = replace(flow_deployment(component), flow_weight=selection.weights[name])
+    return replace(parts, forms=tuple(forms), temperature=selection.temperature, threshold=selection.threshold)

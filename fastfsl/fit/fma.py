@@ -24,6 +24,7 @@ from fastfsl.flow.readout import check_read_steps, normalize, read_out
 from fastfsl.flow.solver import Solver, check_steps, solver_states
 from fastfsl.flow.targets import target_shift
 from fastfsl.flow.velocity_field import VelocityField
+from fastfsl.heads import FromLogits
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
@@ -32,7 +33,7 @@ MAX_STEPS = 1000
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
 
 
-class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """FMA: a velocity field moves image features toward the text feature of their class in a few Euler steps.
 
     The defaults are not the published recipe, which `FlowRecipe` has as its own: targets blend text and support, a
@@ -231,23 +232,6 @@ class FlowMatchingAlignment(BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def decision_function(self, features: ArrayLike) -> NDArray[np.float32]:
         """Logits, (n, C): logit scale times cosine similarity of the transported features (`read_out`)."""
         return self._to_numpy(self._logits(features))
-
-    def predict_proba(self, features: ArrayLike) -> NDArray[np.float32]:
-        """Class probabilities, (n, C): softmax of the logits."""
-        return self._to_numpy(self._logits(features).softmax(dim=-1))
-
-    def predict(self, features: ArrayLike) -> NDArray[np.int64]:
-        """Class indices, (n,)."""
-        predicted: NDArray[np.int64] = self._logits(features).argmax(dim=-1).cpu().numpy()
-        return predicted
-
-    def score(self, features: ArrayLike, labels: ArrayLike) -> float:
-        """Accuracy on features (n, d) with labels (n,), a fraction."""
-        predicted = self.predict(features)
-        expected = np.asarray(labels)
-        if expected.shape != predicted.shape:  # numpy would compare each with each
-            raise ShapeError(f"expected labels {predicted.shape}, one a sample, got {expected.shape}")
-        return float((predicted == expected).mean())
 
     @property
     def num_parameters_(self) -> int:

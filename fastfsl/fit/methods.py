@@ -12,7 +12,7 @@ from fastfsl.errors import ConfigError
 if TYPE_CHECKING:
     from fastfsl.fit.estimator import Estimator
 
-DEFAULT_METHOD = "fma"
+DEFAULT_METHOD = "auto"
 
 # Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
 RESERVED = ("logit_scale", "seed", "device")
@@ -71,6 +71,7 @@ _PUBLISHED = {
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method("auto", "fastfsl.fit.auto:Auto", "heads and flow together, weighted and calibrated on held-out support"),
         Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
         Method(
             "nearest-mean",

@@ -16,9 +16,10 @@ from fastfsl.flow.readout import class_logits, normalize
 from fastfsl.flow.solver import Solver, solver_states
 from fastfsl.flow.targets import blended_targets
 
-# Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path: a flow
-# trained on few samples takes few updates, so its velocities are short and it still gains late.
+# Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path. To the
+# text alone it is long, and a flow trained on few samples still gains late; blended targets are near.
 DEFAULT_FRACTION = 0.8
+DEFAULT_FRACTION_BLENDED = 0.4
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def select_num_steps(
     """
     folds = list(_make_folds(views, plain, labels, num_folds, seed))
     if not folds:
-        return StepSelection(num_steps=round(DEFAULT_FRACTION * max_steps), rule="default")
+        fraction = DEFAULT_FRACTION if text_samples is None else DEFAULT_FRACTION_BLENDED
+        return StepSelection(num_steps=round(fraction * max_steps), rule="default")
     right: list[Tensor] = []
     held_out = torch.full((max_steps + 1, len(labels), len(class_embeddings)), torch.nan)
     for index, fold in enumerate(folds):

@@ -1,6 +1,6 @@
 """Classifiers on frozen features: the peers that a flow is compared and combined with."""
 
-from fastfsl.heads.base import Head
+from fastfsl.heads.base import FromLogits, Head
 from fastfsl.heads.blending import Selection
 from fastfsl.heads.form import KernelForm, LinearForm
 from fastfsl.heads.gda import GDA
@@ -14,6 +14,7 @@ from fastfsl.heads.zero_shot import ZeroShot
 
 __all__ = [
     "GDA",
+    "FromLogits",
     "Head",
     "KernelForm",
     "LPPlusPlus",

@@ -18,7 +18,36 @@ from fastfsl.heads.form import Array, KernelForm, LinearForm, form_from_state
 from fastfsl.heads.support import Support, check_support
 
 
-class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
+class FromLogits(ABC):
+    """Probabilities, predictions and accuracy of an estimator that gives logits.
+
+    Attributes:
+        classes_: 0 .. C-1.
+    """
+
+    classes_: NDArray[np.int64]
+
+    @abstractmethod
+    def decision_function(self, features: ArrayLike) -> NDArray[Any]:
+        """Logits, (rows, C), of image features (rows, d) of any length."""
+
+    def predict_proba(self, features: ArrayLike) -> Array:
+        """Class probabilities, (rows, C): softmax of the logits."""
+        probabilities: Array = softmax(self.decision_function(features), axis=1)
+        return probabilities
+
+    def predict(self, features: ArrayLike) -> NDArray[np.int64]:
+        """The most probable class, (rows,)."""
+        predicted: NDArray[np.int64] = self.decision_function(features).argmax(axis=1)
+        return predicted
+
+    def score(self, features: ArrayLike, labels: ArrayLike) -> float:
+        """Accuracy, fraction."""
+        predicted = self.predict(features)
+        return float((predicted == check_labels(labels, len(predicted), len(self.classes_))).mean())
+
+
+class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """A classifier on frozen unit features, fitted on a support set and read out through `form_`.
 
     Attributes:
@@ -90,21 +119,6 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
                 "use the encoder that the support came from"
             )
         return self.form_.apply(rows)
-
-    def predict_proba(self, features: ArrayLike) -> Array:
-        """Class probabilities, (rows, C): softmax of the logits."""
-        probabilities: Array = softmax(self.decision_function(features), axis=1)
-        return probabilities
-
-    def predict(self, features: ArrayLike) -> NDArray[np.int64]:
-        """The most probable class, (rows,)."""
-        predicted: NDArray[np.int64] = self.decision_function(features).argmax(axis=1)
-        return predicted
-
-    def score(self, features: ArrayLike, labels: ArrayLike) -> float:
-        """Accuracy, fraction."""
-        predicted = self.predict(features)
-        return float((predicted == check_labels(labels, len(predicted), len(self.classes_))).mean())
 
     @property
     def num_parameters_(self) -> int:

@@ -21,12 +21,14 @@ class Support:
         plain: unit features of the same samples as they will be classified, (n, d): what is held out.
         labels: class indices, (n,), ascending.
         class_embeddings: unit text features, (C, d).
+        order: where the samples stood in what was given, (n,).
     """
 
     features: Array
     plain: Array
     labels: Labels
     class_embeddings: Array
+    order: Labels
 
     @property
     def num_classes(self) -> int:
@@ -64,4 +66,4 @@ def check_support(
         raise ShapeError(f"expected plain_features {vectors.shape}, one a sample, got {plain.shape}")
     keys = [(int(label), row.tobytes(), own.tobytes()) for label, row, own in zip(targets, vectors, plain, strict=True)]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-    return Support(vectors[order], plain[order], targets[order], embeddings)
+    return Support(vectors[order], plain[order], targets[order], embeddings, order)

@@ -1,0 +1,288 @@
+"""`auto`: heads and flow together, weighted and calibrated on held-out support."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold
+
+from fastfsl.arrays import unit
+from fastfsl.data.scoring import calibration_error
+from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit.estimator import StageCallback
+from fastfsl.fit.fma import FlowMatchingAlignment
+from fastfsl.heads import GDA, FromLogits, Head, LPPlusPlus, ProKeR
+from fastfsl.heads.blending import fit_weights
+from fastfsl.heads.form import Array
+from fastfsl.heads.nearest_mean import class_means
+from fastfsl.heads.support import Labels, Support, check_support
+
+# Samples' worth of belief that all components deserve the same: at few shots held-out support cannot tell them apart.
+EQUALITY = 30.0
+
+# Where nothing can be held out.
+ONE_SHOT_WEIGHTS = {"fma": 1.0, "lp++": 0.5}
+
+_HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}
+_FLOW = "fma"
+_CALIBRATION_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class AutoSelection:
+    """How the components were put together, and the evidence for it.
+
+    Attributes:
+        rule: `folds` (held-out support) or `one-shot` (`ONE_SHOT_WEIGHTS`).
+        weights: factor on the logits of each component that has any.
+        temperature: divides their sum.
+        threshold: probability of the best class below which the answer is "none of these"; None: not asked for.
+        log_likelihood: mean log-probability of the right class on held-out support, weights and temperature fitted on
+            other samples, nats; NaN under the one-shot rule.
+        accuracy: likewise, fraction.
+        calibration_error: likewise, expected calibration error of the best class's probability over 15 bins.
+        coverage: likewise, fraction of samples that the threshold lets through; NaN without one.
+        components: each component's own selection, as its record.
+    """
+
+    rule: Literal["folds", "one-shot"]
+    weights: dict[str, float]
+    temperature: float = 1.0
+    threshold: float | None = None
+    log_likelihood: float = float("nan")
+    accuracy: float = float("nan")
+    calibration_error: float = float("nan")
+    coverage: float = float("nan")
+    components: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """The sum of calibrated logits of GDA, ProKeR, LP++ and a flow, each in turn zero-shot plus what it has learned.
+
+        logits = Σ_j w_j · logits_j / T.
+
+    The heads' zero-shot part reads texts that are moved to where the images are (`moved_texts`), as the flow's does.
+    Every component gives logits for each support sample from the fold that held it out. w maximises their likelihood,
+    drawn to equal shares as by `EQUALITY` samples; T is then fitted on samples that w was not. At one shot, where
+    nothing can be held out, w follows a fixed rule, `ONE_SHOT_WEIGHTS`, and T = 1.
+
+    Args:
+        components: which to use, of `gda`, `proker`, `lp++` and `fma`.
+        target_precision: share of right answers among those given, in (0, 1), that the threshold for "none of these"
+            is chosen for; None: there is no threshold.
+        logit_scale: scale of the zero-shot cosines; None means 100.
+        seed: seed of everything random.
+        device: torch device of the flow, or `auto`.
+
+    Attributes:
+        components_: the fitted components by name.
+        selection_: weights, temperature and threshold with the evidence (`AutoSelection`).
+        classes_: 0 .. C-1.
+        train_seconds_: wall-clock time of `fit`.
+
+    Source: stacking with non-negative weights (Wolpert 1992; Breiman 1996); temperature: Guo et al. (arXiv 1706.04599).
+    """
+
+    def __init__(
+        self,
+        *,
+        components: tuple[str, ...] = ("gda", "proker", "lp++", "fma"),
+        target_precision: float | None = None,
+        logit_scale: float | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.components = components
+        self.target_precision = target_precision
+        self.logit_scale = logit_scale
+        self.seed = seed
+        self.device = device
+
+    def fit(
+        self,
+        features: ArrayLike,
+        labels: ArrayLike,
+        class_embeddings: ArrayLike,
+        *,
+        plain_features: ArrayLike | None = None,
+        on_stage: StageCallback | None = None,
+    ) -> Self:
+        """Fit the components, then weigh and calibrate them on what each had held out.
+
+        Args:
+            features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
+            labels: class indices, (n,), rows of `class_embeddings`; every class has a sample.
+            class_embeddings: text features, (C, d); any length.
+            plain_features: features of the same images as they will be classified (not augmented), (n, d).
+            on_stage: called with (name of the stage, units done, units in all).
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ShapeError: if the shapes do not fit together.
+            DataError: if a value is not finite, a row is zero, a label names no class, a class has no sample, or a
+                threshold is asked for where nothing can be held out.
+            ConfigError: if a parameter is out of its range.
+        """
+        start = time.perf_counter()
+        self.components_ = self._unfitted()
+        support = check_support(features, labels, class_embeddings, plain_features)
+        moved = replace(support, class_embeddings=moved_texts(support))
+        held_out: dict[str, Array] = {}
+        for index, (name, component) in enumerate(self.components_.items()):
+            if isinstance(component, Head):
+                if on_stage is not None:
+                    on_stage("heads", index, sum(other in _HEADS for other in self.components))
+                logits = component.fit_support(moved).selection_.held_out
+            else:
+                component.fit(features, labels, class_embeddings, plain_features=plain_features, on_stage=on_stage)
+                logits = component.selection_.held_out
+                logits = None if logits is None else logits[support.order].astype(np.float64)
+            if logits is not None:
+                held_out[name] = logits
+        self.classes_ = np.arange(support.num_classes)
+        self.selection_ = self._weigh(held_out, support.labels)
+        self.components_ = {name: self.components_[name] for name in self.selection_.weights}
+        self.train_seconds_ = time.perf_counter() - start
+        return self
+
+    def decision_function(self, features: ArrayLike) -> Array:
+        """Logits, (n, C), calibrated: their softmax is what the classifier believes."""
+        if not hasattr(self, "selection_"):
+            raise ConfigError("this Auto is not fitted: call fit first")
+        weighted = [
+            weight * self.components_[name].decision_function(features).astype(np.float64)
+            for name, weight in self.selection_.weights.items()
+        ]
+        total: Array = np.sum(weighted, axis=0) / self.selection_.temperature
+        return total
+
+    @property
+    def num_parameters_(self) -> int:
+        """Numbers that the components' fits determined."""
+        return sum(component.num_parameters_ for component in self.components_.values())
+
+    def selection_record(self) -> dict[str, Any]:
+        """Weights, temperature, threshold and the components' own selections, as JSON values."""
+        return {name: None if value != value else value for name, value in vars(self.selection_).items()}  # noqa: PLR0124  # NaN
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The components' arrays, each under the component's name."""
+        return {
+            f"{name}/{key}": array
+            for name, component in self.components_.items()
+            for key, array in component.state().items()
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
+        """Make the estimator fitted again from `state()` and `selection_record()`.
+
+        Raises:
+            DataError: they are not those of an `Auto` with these components.
+        """
+        self.components_ = self._unfitted()
+        try:
+            selection = AutoSelection(
+                **{
+                    name: float("nan") if value is None and name != "threshold" else value
+                    for name, value in record.items()
+                }
+            )
+            self.components_ = {name: self.components_[name] for name in selection.weights}
+            for name, component in self.components_.items():
+                own = {key.removeprefix(f"{name}/"): state[key] for key in state if key.startswith(f"{name}/")}
+                component.restore(own, selection.components[name])
+                self.classes_ = component.classes_
+        except (KeyError, TypeError) as error:
+            raise DataError(f"expected a run of {', '.join(self.components)}, got another: train it again") from error
+        self.selection_ = selection
+        return self
+
+    def _unfitted(self) -> dict[str, Head | FlowMatchingAlignment]:
+        known = (*_HEADS, _FLOW)
+        if not self.components or len(set(self.components)) != len(self.components):
+            raise ConfigError(f"expected components, each once, of {', '.join(known)}, got {self.components}")
+        unknown = [name for name in self.components if name not in known]
+        if unknown:
+            raise ConfigError(f"unknown component {unknown[0]!r}: expected some of {', '.join(known)}")
+        if self.target_precision is not None and not 0 < self.target_precision < 1:
+            raise ConfigError(f"expected target_precision between 0 and 1, got {self.target_precision}")
+        common = {"logit_scale": self.logit_scale, "seed": self.seed}
+        return {
+            name: FlowMatchingAlignment(**common, device=self.device) if name == _FLOW else _HEADS[name](**common)
+            for name in self.components
+        }
+
+    def _weigh(self, held_out: dict[str, Array], labels: Labels) -> AutoSelection:
+        records = {name: component.selection_record() for name, component in self.components_.items()}
+        if len(held_out) < len(self.components_):
+            if self.target_precision is not None:
+                raise DataError(
+                    "expected two samples or more in most classes to choose a threshold for target_precision on, got "
+                    "one: leave target_precision out, or add images"
+                )
+            return AutoSelection("one-shot", self._one_shot_weights(), components=records)
+        stacked = np.stack(list(held_out.values()))
+        rows = np.flatnonzero(np.isfinite(stacked).all(axis=(0, 2)))
+        parts, right = stacked[:, rows], labels[rows]
+        crossed = np.empty_like(parts[0])
+        for kept, left in KFold(min(_CALIBRATION_FOLDS, len(rows)), shuffle=True, random_state=self.seed).split(rows):
+            crossed[left] = np.tensordot(_share(parts[:, kept], right[kept]), parts[:, left], axes=1)
+        temperature = 1.0 / fit_weights(crossed[None], right, np.ones(1))[0]
+        probabilities = softmax(crossed / temperature, axis=1)
+        best = probabilities.max(axis=1)
+        is_right = probabilities.argmax(axis=1) == right
+        threshold = None if self.target_precision is None else _threshold(best, is_right, self.target_precision)
+        weights = dict(zip(held_out, _share(parts, right).tolist(), strict=True))
+        return AutoSelection(
+            "folds",
+            {name: weight for name, weight in weights.items() if weight > 0},
+            temperature=float(temperature),
+            threshold=threshold,
+            log_likelihood=float(log_softmax(crossed / temperature, axis=1)[np.arange(len(right)), right].mean()),
+            accuracy=float(is_right.mean()),
+            calibration_error=calibration_error(probabilities, right),
+            coverage=float("nan") if threshold is None else float((best >= threshold).mean()),
+            components=records,
+        )
+
+    def _one_shot_weights(self) -> dict[str, float]:
+        weights = {name: weight for name, weight in ONE_SHOT_WEIGHTS.items() if name in self.components_}
+        return weights or dict.fromkeys(self.components_, 1.0 / len(self.components_))
+
+
+def moved_texts(support: Support) -> Array:
+    """Class texts about the images' mean, unit(t_c - t + m), (C, d): see `fastfsl.flow.targets.blended_targets`."""
+    centre = class_means(support.features, support.labels, support.num_classes).mean(axis=0)
+    texts = support.class_embeddings
+    return unit(texts - texts.mean(axis=0) + centre, "class embeddings about the images' mean")
+
+
+def _share(parts: Array, labels: Labels) -> Array:
+    """Weights of calibrated logits (J, n, C), drawn to 1/J times the factor that calibrates each by itself."""
+    alone = np.array([fit_weights(part[None], labels, np.ones(1))[0] for part in parts])
+    return fit_weights(parts, labels, np.maximum(alone, 1e-6) / len(parts), strength=EQUALITY)
+
+
+def _threshold(best: Array, is_right: NDArray[np.bool_], target_precision: float) -> float:
+    """The lowest probability above which the share of right answers reaches the target."""
+    order = np.argsort(-best, kind="stable")
+    precision = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    last_of_equals = np.append(np.diff(best[order]) < 0, True)
+    reached = np.flatnonzero(last_of_equals & (precision >= target_precision))
+    if not reached.size:
+        reached = np.flatnonzero(last_of_equals & (precision == precision[last_of_equals].max()))
+        warnings.warn(
+            f"no threshold reaches a precision of {target_precision:g} on the held-out support: the chosen one reaches "
+            f"{precision[reached[-1]]:.3f}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return float(best[order][reached[-1]])

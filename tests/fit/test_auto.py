@@ -1,0 +1,141 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit import auto as auto_module
+from fastfsl.fit.auto import Auto, _threshold
+from fastfsl.fit.deployment import deployment
+from fastfsl.flow import class_logits, plan_states
+
+
+@pytest.fixture(autouse=True)
+def short_flow(monkeypatch):
+    """Flows that train in a moment."""
+    defaults = auto_module.FlowMatchingAlignment.__init__.__kwdefaults__
+    for name, value in {"num_blocks": 1, "updates": 20, "batch_size": 16, "learning_rate": 3e-3}.items():
+        monkeypatch.setitem(defaults, name, value)
+
+
+def fit(problem, **params):
+    return Auto(**params).fit(problem.features, problem.labels, problem.class_embeddings)
+
+
+def test_it_is_as_good_as_its_components_and_calibrated(make_problem):
+    problem = make_problem(shots=8)
+    estimator = fit(problem)
+    selection = estimator.selection_
+    assert selection.rule == "folds"
+    assert set(selection.weights) <= {"gda", "proker", "lp++", "fma"}
+    assert estimator.score(problem.test_features, problem.test_labels) > 0.95
+    assert selection.temperature == pytest.approx(1, abs=0.3)
+    best = estimator.predict_proba(problem.test_features).max(axis=1)
+    assert best.mean() > 0.8
+
+
+def test_logits_are_the_weighted_sum_over_the_temperature(make_problem):
+    problem = make_problem(shots=6)
+    estimator = fit(problem)
+    selection = estimator.selection_
+    expected = sum(
+        weight * estimator.components_[name].decision_function(problem.test_features).astype(np.float64)
+        for name, weight in selection.weights.items()
+    )
+    found = estimator.decision_function(problem.test_features)
+    np.testing.assert_allclose(found, expected / selection.temperature, atol=1e-9)
+    np.testing.assert_allclose(estimator.predict_proba(problem.test_features), softmax(found, axis=1), atol=1e-9)
+
+
+def test_a_component_that_knows_nothing_gets_little_weight(make_problem):
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 200)
+    good = 2.0 * np.eye(4)[labels] + generator.normal(size=(800, 4))
+    noise = generator.normal(size=(800, 4))
+    weights = auto_module._share(np.stack([good, noise]), labels)
+    assert weights[1] < 0.1 * weights[0]
+    few = auto_module._share(np.stack([good[::100], noise[::100]]), labels[::100])
+    assert few[1] / few[0] > weights[1] / weights[0]  # eight samples cannot tell as much
+
+
+def test_one_shot_follows_the_rule_and_refuses_a_threshold(make_problem):
+    problem = make_problem(shots=1)
+    estimator = fit(problem)
+    assert (estimator.selection_.rule, estimator.selection_.weights) == ("one-shot", auto_module.ONE_SHOT_WEIGHTS)
+    assert set(estimator.components_) == set(auto_module.ONE_SHOT_WEIGHTS)
+    with pytest.raises(DataError, match="leave target_precision out"):
+        fit(problem, target_precision=0.9)
+    heads_only = fit(problem, components=("gda", "proker"))
+    assert heads_only.selection_.weights == {"gda": 0.5, "proker": 0.5}
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_state_and_record_restore_it(make_problem, shots):
+    problem = make_problem(shots=shots)
+    estimator = fit(problem)
+    record = json.loads(json.dumps(estimator.selection_record()))
+    restored = Auto().restore(estimator.state(), record)
+    np.testing.assert_array_equal(
+        restored.decision_function(problem.test_features), estimator.decision_function(problem.test_features)
+    )
+    assert repr(restored.selection_) == repr(estimator.selection_)
+    assert restored.num_parameters_ == estimator.num_parameters_
+    with pytest.raises(DataError, match="train it again"):
+        Auto(components=("gda",)).restore(estimator.state(), record)
+
+
+def test_the_order_of_the_samples_does_not_mix_up_what_was_held_out(make_problem):
+    problem = make_problem(shots=6)
+    plain = fit(problem, components=("gda", "fma"))
+    shuffled = np.random.default_rng(1).permutation(len(problem.labels))
+    other = Auto(components=("gda", "fma")).fit(
+        problem.features[shuffled], problem.labels[shuffled], problem.class_embeddings
+    )
+    assert other.selection_.accuracy == pytest.approx(plain.selection_.accuracy, abs=0.15)
+    assert other.selection_.accuracy > 0.7  # rows of different samples added up would be near chance
+
+
+def test_its_deployment_computes_its_logits(make_problem):
+    problem = make_problem(shots=6)
+    estimator = fit(problem, target_precision=0.9)
+    parts = deployment(estimator)
+    x = problem.test_features.astype(np.float64)
+    total = sum(form.apply(x) for form in parts.forms)
+    assert (parts.plan is not None) == ("fma" in estimator.selection_.weights)
+    if parts.plan is not None and parts.class_embeddings is not None:
+        states = plan_states(parts.plan, torch.from_numpy(problem.test_features), parts.read_steps)
+        flow = class_logits(states[-1], torch.from_numpy(parts.class_embeddings), parts.logit_scale)
+        total = total + parts.flow_weight * flow.double().numpy()
+    np.testing.assert_allclose(total / parts.temperature, estimator.decision_function(problem.test_features), atol=1e-3)
+    assert parts.threshold == estimator.selection_.threshold
+
+
+def test_the_threshold_is_the_lowest_that_reaches_the_precision():
+    best = np.array([0.9, 0.8, 0.7, 0.7, 0.6, 0.5])
+    is_right = np.array([True, True, True, False, True, False])
+    assert _threshold(best, is_right, 0.8) == 0.6  # 4 of 5
+    assert _threshold(best, is_right, 0.75) == 0.6
+    assert _threshold(best, is_right, 0.9) == 0.8  # the two at 0.7 stand or fall together
+    with pytest.warns(UserWarning, match=r"the chosen one reaches 0\.500"):
+        assert _threshold(np.array([0.9, 0.9]), np.array([True, False]), 0.9) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"components": ()}, "each once"),
+        ({"components": ("gda", "gda")}, "each once"),
+        ({"components": ("magic",)}, "unknown component 'magic'"),
+        ({"target_precision": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_parameters_out_of_range(make_problem, params, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(make_problem(shots=2), **params)
+
+
+def test_it_must_be_fitted_first(make_problem):
+    with pytest.raises(ConfigError, match="call fit first"):
+        Auto().predict(make_problem(shots=1).test_features)
