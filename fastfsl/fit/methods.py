@@ -71,7 +71,11 @@ _PUBLISHED = {
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("auto", "fastfsl.fit.auto:Auto", "heads and flow together, weighted and calibrated on held-out support"),
+        Method(
+            "auto",
+            "fastfsl.fit.auto:Auto",
+            "gda, proker, lp++ and fma together, weighted and calibrated on held-out support (arXiv 1706.04599)",
+        ),
         Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
         Method(
             "nearest-mean",
