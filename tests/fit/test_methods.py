@@ -51,7 +51,7 @@ def test_the_users_parameters_win_over_a_preset():
 @pytest.mark.parametrize(
     ("name", "params", "words"),
     [
-        ("tip", {}, "unknown method 'tip': expected one of zero-shot, .*tip-adapter"),
+        ("tip", {}, "unknown method 'tip': expected one of auto, .*tip-adapter"),
         ("gda", {"num_fold": 3}, "'num_fold' for method 'gda': did you mean 'num_folds'"),
         ("zero-shot", {"epochs": 3}, "'epochs' for method 'zero-shot'"),
         ("nearest-mean", {"seed": 3}, "'seed'"),
