@@ -152,7 +152,7 @@ def make_estimator(
 
 
 def check_names(given: Collection[str], known: Collection[str], method: str) -> None:
-    """Refuse an option that there is not, and name the closest one that there is.
+    """Refuse an option that there is not, and name the methods that have it or the closest one that there is.
 
     Args:
         given: options.
@@ -165,5 +165,11 @@ def check_names(given: Collection[str], known: Collection[str], method: str) -> 
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(known))}"
+            others = [other.name for other in METHODS.values() if key in other.parameters()]
+            if others:
+                advice = f"it is an option of {', '.join(others)}"
+            elif close:
+                advice = f"did you mean {close[0]!r}?"
+            else:
+                advice = f"expected one of {', '.join(sorted(known))}"
             raise ConfigError(f"unknown option {key!r} for method {method!r}: {advice}")

@@ -97,10 +97,11 @@ class Run:
 
     @property
     def num_steps(self) -> int | None:
-        """Steps of the flow; None where there is no flow."""
+        """Steps of the flow; None where no flow has a part in the logits."""
         if isinstance(self.estimator, FlowMatchingAlignment):  # by any solver, of which Euler's alone is deployed
             return self.estimator.num_steps_
-        return max(deployment(self.estimator).read_steps, default=None)
+        deployed = deployment(self.estimator)
+        return max(deployed.read_steps) if deployed.flow_weight else None
 
     @property
     def threshold(self) -> float | None:

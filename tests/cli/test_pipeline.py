@@ -259,22 +259,41 @@ def test_features_go_the_same_way(run_fastfsl, write_features, tmp_path, suffix)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, method):
+def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, monkeypatch, method):
+    from fastfsl.fit.fma import FlowMatchingAlignment
+
+    monkeypatch.setitem(FlowMatchingAlignment.__init__.__kwdefaults__, "epochs", 3)  # of the flow inside auto
     data, run, bundle, config = write_features("npz"), tmp_path / "run", tmp_path / "bundle", tmp_path / "c.yaml"
-    flow = "num_blocks" in METHODS[method].parameters()
-    config.write_text("num_blocks: 1\nepochs: 3\nlearning_rate: 1e-2\nnum_folds: 2\n" if flow else "")
+    brief = "num_blocks: 1\nepochs: 3\nlearning_rate: 1e-2\nnum_folds: 2\n"
+    config.write_text(brief if method.startswith("fma") else "")
     trained = run_fastfsl("train", data, "--out", run, "--method", method, "--config", config, "--json").document
     assert trained["method"] == method
-    assert (trained["num_steps"] is not None) == flow
+    assert (trained["num_steps"] is not None) == (method == "auto" or method.startswith("fma"))
     assert trained["num_parameters"] > 0
     assert (trained["held_out_accuracy"] is None) == (method == "zero-shot")
     assert run_fastfsl("export", run, bundle).exit_code == 0
     of_run, of_bundle = (run_fastfsl("evaluate", model, data, "--json").document for model in (run, bundle))
     calibration = [document.pop("calibration_error") for document in (of_run, of_bundle)]
     assert calibration[0] == pytest.approx(calibration[1], abs=1e-4)
+    assert of_run["threshold"] is of_bundle["threshold"] is None
     assert {**of_run, "model": None} == {**of_bundle, "model": None}
     assert of_run["accuracy"] == of_run["macro_accuracy"] > 0.5
     assert of_run["num_steps"] == trained["num_steps"]
+
+
+def test_a_threshold_is_asked_for_kept_and_measured(run_fastfsl, write_features, tmp_path):
+    data, run, bundle, config = write_features("npz"), tmp_path / "run", tmp_path / "bundle", tmp_path / "c.yaml"
+    config.write_text("components: [gda, lp++]\n")  # quick: without the flow
+    options = ("--config", config, "--target-precision", 0.9, "--json")
+    trained = run_fastfsl("train", data, "--out", run, *options).document
+    assert (trained["method"], trained["num_steps"]) == ("auto", None)
+    assert 0 < trained["threshold"] < 1
+    assert run_fastfsl("export", run, bundle).exit_code == 0
+    for model in (run, bundle):
+        document = run_fastfsl("evaluate", model, data, "--json").document
+        assert document["threshold"] == pytest.approx(trained["threshold"])
+        assert 0 < document["coverage"] <= 1
+        assert document["precision"] >= document["accuracy"] > 0.5
 
 
 def test_help_lists_every_method(run_fastfsl):

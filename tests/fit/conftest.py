@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fastfsl.fit.config import load_config
+from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.methods import METHODS
 from fastfsl.fit.train import train
 
@@ -41,14 +42,18 @@ def quick():
     return {"num_blocks": 1, "epochs": 60, "batch_size": 8, "learning_rate": 3e-3, "num_folds": 2}
 
 
-@pytest.fixture(scope="session")
-def train_quickly():
-    """Trains a method of the registry on a data set, a flow for a few updates only; gives the run."""
+BRIEF = {"num_blocks": 1, "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "num_folds": 2}
+
+
+@pytest.fixture
+def train_quickly(monkeypatch):
+    """Trains a method of the registry on a data set, its flow for a few updates only; gives the run."""
+    for name, value in BRIEF.items():  # of a flow inside auto
+        monkeypatch.setitem(FlowMatchingAlignment.__init__.__kwdefaults__, name, value)
 
     def run(data, method, **flags):
-        brief = {"num_blocks": 1, "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "num_folds": 2}
         known = METHODS[method].parameters()
-        params: dict[str, Any] = {name: value for name, value in brief.items() if name in known}
+        params: dict[str, Any] = {name: value for name, value in BRIEF.items() if name in known}
         return train(data, load_config(flags={"method": method, "device": "cpu", **params, **flags}))
 
     return run

@@ -7,7 +7,7 @@ from fastfsl.fit.methods import METHODS
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text('shots: 4\nseed: 7\nepochs: 12\nnum_steps: 3\ntemplates: ["a drawing of a {}."]\n')
+    file.write_text('method: fma\nshots: 4\nseed: 7\nepochs: 12\nnum_steps: 3\ntemplates: ["a drawing of a {}."]\n')
     config = load_config(file, {"shots": 8, "seed": None})
     assert (config.shots, config.seed, config.method, config.num_views) == (8, 7, "fma", 8)
     assert config.params == {"epochs": 12, "num_steps": 3}
@@ -25,9 +25,9 @@ def test_an_empty_file_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("num_step: 3", "num_steps"),
-        ("method: lora", "'lora': expected one of zero-shot, .*fma"),
-        ("method: gda\nepochs: 3", "unknown option 'epochs' for method 'gda'"),
+        ("method: fma\nnum_step: 3", "did you mean 'num_steps'"),
+        ("method: lora", "'lora': expected one of auto, .*fma"),
+        ("epochs: 3", "unknown option 'epochs' for method 'auto': it is an option of .*fma"),
         ("method: linear\nCs: [1, a]", "'Cs.1'"),
         ("shots: 0", "shots"),
         ("shots: many", "shots"),
@@ -35,12 +35,12 @@ def test_an_empty_file_changes_nothing(tmp_path):
         ("- a\n- b", "option: value"),
         ("a: [", "cannot read"),
         ("1: 2", "option: value"),
-        ("epochs: abc", "'epochs'"),
-        ("num_steps: 2.5", "'num_steps'"),
-        ("batch_size: 1.5", "'batch_size'"),
-        ("num_folds: x", "'num_folds'"),
-        ("noise: gauss", "'noise'"),
-        ("noise: [bridge]", "'noise'"),
+        ("method: fma\nepochs: abc", "'epochs'"),
+        ("method: fma\nnum_steps: 2.5", "'num_steps'"),
+        ("method: fma\nbatch_size: 1.5", "'batch_size'"),
+        ("method: fma\nnum_folds: x", "'num_folds'"),
+        ("method: fma\nnoise: gauss", "'noise'"),
+        ("method: fma\nnoise: [bridge]", "'noise'"),
         ("method: [fma]", "unknown method"),
         ("seed: 4294967296", "'seed'"),
     ],
@@ -54,7 +54,7 @@ def test_bad_files_are_named(tmp_path, text, words):
 
 def test_numbers_in_the_form_that_yaml_reads_as_text(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("learning_rate: 2e-4\ntimes_per_batch: null\nepochs: 10.0\n")
+    file.write_text("method: fma\nlearning_rate: 2e-4\ntimes_per_batch: null\nepochs: 10.0\n")
     params = load_config(file).params
     assert params == {"learning_rate": 2e-4, "times_per_batch": None, "epochs": 10}
     assert type(params["epochs"]) is int

@@ -53,7 +53,12 @@ def test_the_users_parameters_win_over_a_preset():
     [
         ("tip", {}, "unknown method 'tip': expected one of auto, .*tip-adapter"),
         ("gda", {"num_fold": 3}, "'num_fold' for method 'gda': did you mean 'num_folds'"),
-        ("zero-shot", {"epochs": 3}, "'epochs' for method 'zero-shot'"),
+        (
+            "zero-shot",
+            {"epochs": 3},
+            "'epochs' for method 'zero-shot': it is an option of tip-adapter-f, fma, fma-paper",
+        ),
+        ("zero-shot", {"banana": 3}, "'banana' for method 'zero-shot': expected one of "),
         ("nearest-mean", {"seed": 3}, "'seed'"),
     ],
 )
