@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,7 +12,6 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 
-from fastfsl.arrays import unit
 from fastfsl.data.scoring import calibration_error
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.estimator import StageCallback
@@ -20,14 +19,11 @@ from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.heads import GDA, FromLogits, Head, LPPlusPlus, ProKeR
 from fastfsl.heads.blending import fit_weights
 from fastfsl.heads.form import Array
-from fastfsl.heads.nearest_mean import class_means
-from fastfsl.heads.support import Labels, Support, check_support
+from fastfsl.heads.support import Labels, check_support
 
-# Samples' worth of belief that all components deserve the same: at few shots held-out support cannot tell them apart.
-EQUALITY = 30.0
-
-# Where nothing can be held out.
-ONE_SHOT_WEIGHTS = {"fma": 1.0, "lp++": 0.5}
+# Where nothing can be held out, the flow stands alone: on samples that single-shot supports had left over no sum with
+# a head was better on both of two data sets.
+ONE_SHOT_WEIGHTS = {"fma": 1.0}
 
 _HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}
 _FLOW = "fma"
@@ -66,10 +62,8 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     """The sum of calibrated logits of GDA, ProKeR, LP++ and a flow, each in turn zero-shot plus what it has learned.
 
         logits = Σ_j w_j · logits_j / T.
-
-    The heads' zero-shot part reads texts that are moved to where the images are (`moved_texts`), as the flow's does.
     Every component gives logits for each support sample from the fold that held it out. w maximises their likelihood,
-    drawn to equal shares as by `EQUALITY` samples; T is then fitted on samples that w was not. At one shot, where
+    drawn to equal shares as by one sample; T is then fitted on samples that w was not. At one shot, where
     nothing can be held out, w follows a fixed rule, `ONE_SHOT_WEIGHTS`, and T = 1.
 
     Args:
@@ -134,13 +128,12 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         start = time.perf_counter()
         self.components_ = self._unfitted()
         support = check_support(features, labels, class_embeddings, plain_features)
-        moved = replace(support, class_embeddings=moved_texts(support))
         held_out: dict[str, Array] = {}
         for index, (name, component) in enumerate(self.components_.items()):
             if isinstance(component, Head):
                 if on_stage is not None:
                     on_stage("heads", index, sum(other in _HEADS for other in self.components))
-                logits = component.fit_support(moved).selection_.held_out
+                logits = component.fit_support(support).selection_.held_out
             else:
                 component.fit(features, labels, class_embeddings, plain_features=plain_features, on_stage=on_stage)
                 logits = component.selection_.held_out
@@ -258,17 +251,10 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         return weights or dict.fromkeys(self.components_, 1.0 / len(self.components_))
 
 
-def moved_texts(support: Support) -> Array:
-    """Class texts about the images' mean, unit(t_c - t + m), (C, d): see `fastfsl.flow.targets.blended_targets`."""
-    centre = class_means(support.features, support.labels, support.num_classes).mean(axis=0)
-    texts = support.class_embeddings
-    return unit(texts - texts.mean(axis=0) + centre, "class embeddings about the images' mean")
-
-
 def _share(parts: Array, labels: Labels) -> Array:
     """Weights of calibrated logits (J, n, C), drawn to 1/J times the factor that calibrates each by itself."""
     alone = np.array([fit_weights(part[None], labels, np.ones(1))[0] for part in parts])
-    return fit_weights(parts, labels, np.maximum(alone, 1e-6) / len(parts), strength=EQUALITY)
+    return fit_weights(parts, labels, np.maximum(alone, 1e-6) / len(parts))
 
 
 def _threshold(best: Array, is_right: NDArray[np.bool_], target_precision: float) -> float:

@@ -133,14 +133,13 @@ def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) ->
     return found[_best(np.array([selection.log_likelihood for selection in found]), np.array(right))]
 
 
-def fit_weights(parts: Array, labels: Labels, centre: Array, strength: float = 1.0) -> Array:
-    """Non-negative w that maximise Σ_i log softmax(Σ_j w_j parts_j)[i, labels_i] - ½ s Σ_j (w_j / centre_j - 1)².
+def fit_weights(parts: Array, labels: Labels, centre: Array) -> Array:
+    """Non-negative w that maximise Σ_i log softmax(Σ_j w_j parts_j)[i, labels_i] - ½ Σ_j (w_j / centre_j - 1)².
 
     Args:
         parts: logits to be weighted, (J, n, C).
         labels: class indices, (n,).
-        centre: where the prior draws the weights to, (J,), positive.
-        strength: s, of the prior; 1 is about one sample's worth.
+        centre: where the weak prior (of about one sample's worth) draws the weights to, (J,), positive.
 
     Returns:
         w, (J,).
@@ -152,8 +151,8 @@ def fit_weights(parts: Array, labels: Labels, centre: Array, strength: float = 1
         logits = np.tensordot(relative, scaled, axes=1)
         total = logsumexp(logits, axis=1, keepdims=True)
         expected = np.tensordot(scaled, np.exp(logits - total), axes=([1, 2], [0, 1]))
-        value = (total[:, 0] - relative @ right).sum() + 0.5 * strength * ((relative - 1) ** 2).sum()
-        return float(value), expected - right.sum(axis=1) + strength * (relative - 1)
+        value = (total[:, 0] - relative @ right).sum() + 0.5 * ((relative - 1) ** 2).sum()
+        return float(value), expected - right.sum(axis=1) + (relative - 1)
 
     found = minimize(objective, np.ones(len(centre)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(centre))
     weights: Array = found.x * centre
