@@ -37,7 +37,7 @@ def test_presets_are_those_of_their_source():
 
 @pytest.mark.parametrize("name", ["fma-paper", "fma-released"])
 def test_a_preset_leaves_nothing_to_the_defaults_but_what_its_source_leaves_open(name):
-    open_choices = {"num_steps", "num_folds"}  # the step count is chosen on the support, by these
+    open_choices = {"num_steps"}  # chosen on the support
     without_effect = {"updates"}  # where epochs are given
     assert METHODS[name].preset.keys() | open_choices | without_effect == METHODS[name].parameters().keys()
 
