@@ -22,6 +22,13 @@ _PACKAGES = ("fastfsl", "torch", "triton", "open_clip_torch", "onnxruntime", "on
 
 def pytest_addoption(parser):
     parser.addoption("--save-results", action="store_true", help="write benchmarks/results/*.json")
+    parser.addoption("--features", metavar="FILE", help="bench_training: a feature file instead of drawn features")
+    parser.addoption("--quick", action="store_true", help="bench_training: a trial run, small and not to be kept")
+
+
+def pytest_configure(config):
+    if config.getoption("--quick") and config.getoption("--save-results"):
+        raise pytest.UsageError("--quick is for trial runs: its results are not to be kept, drop --save-results")
 
 
 @pytest.fixture
@@ -31,7 +38,10 @@ def record(request) -> Callable[[str, dict[str, Any]], None]:
     def keep(name: str, result: dict[str, Any]) -> None:
         print(f"\n{name}: {json.dumps(result)}")
         if request.config.getoption("--save-results"):
-            document = {**result, "made_with": made_with(f"pytest {request.node.nodeid} --save-results")}
+            features = request.config.getoption("--features")
+            chosen = "" if features is None else f" --features {Path(features).name}"
+            command = f"pytest {request.node.nodeid}{chosen} --save-results"
+            document = {**result, "made_with": made_with(command)}
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
