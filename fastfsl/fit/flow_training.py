@@ -46,8 +46,9 @@ class FlowRecipe:
             field's modulations are computed once a time; every sample's time is still uniform. None draws one for
             each sample, as the paper does.
         cross_entropy_weight: weight of the discriminative term (`endpoint_cross_entropy`); 0, the paper's, is none.
-        ema_decay: weights are averaged over the updates, w' <- decay w' + (1 - decay) w, and w' is the result; None,
-            the paper's, takes the last weights.
+        ema_decay: weights are averaged over the updates and w' is the result: w' <- r w' + (1 - r) w after update
+            k + 1, r = min(decay, (k + 1) / (k + 10)), from the weights after the first; None, the paper's, takes the
+            last weights.
         precision: `fp32`, `bf16` (products in bfloat16, weights and sums in float32), or `auto`: bf16 on processors
             and cards with matrix units for it.
 
@@ -188,7 +189,7 @@ def _at_times(field: VelocityField, times: Tensor, rows: Tensor, *, low_precisio
 
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential average whose first updates count as a plain mean, so that the initial weights are forgotten."""
+    """Exponential average whose decay rises at first, so that the early weights are forgotten."""
     average = get_ema_multi_avg_fn
     return lambda averaged, current, number: average(min(decay, float((number + 1) / (number + 10))))(
         averaged, current, number

@@ -17,11 +17,11 @@ from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, Precision, train_velocity_field
 from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
-from fastfsl.flow.early_exit import euler_early_exit
+from fastfsl.flow.early_exit import check_exits, euler_early_exit
 from fastfsl.flow.path import Noise
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states
 from fastfsl.flow.readout import check_read_steps, normalize, read_out
-from fastfsl.flow.solver import Solver, check_steps, solver_states
+from fastfsl.flow.solver import Solver, check_solver, check_steps, solver_states
 from fastfsl.flow.targets import target_shift
 from fastfsl.flow.velocity_field import VelocityField
 from fastfsl.heads import FromLogits
@@ -304,9 +304,19 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             check_steps(self.num_steps, 1.0 / self.max_steps)
         if self.read_steps is not None:
             check_read_steps(self.read_steps, self.max_steps)
+        check_solver(self.solver)
+        check_exits(self.exit_margin, self.exit_velocity)
+        if self._exits() and (self.solver != "euler" or self.read_steps is not None):
+            raise ConfigError(
+                f"expected solver 'euler' and no read_steps with an early exit, got {self.solver!r} and "
+                f"{self.read_steps}: leave out exit_margin and exit_velocity"
+            )
         if self.text_samples is not None and not self.text_samples >= 0:
             raise ConfigError(f"expected text_samples >= 0, or none for the text alone, got {self.text_samples}")
         return 1.0 / self.max_steps
+
+    def _exits(self) -> bool:
+        return self.exit_margin is not None or self.exit_velocity is not None
 
     @property
     def logit_scale_(self) -> float:
@@ -324,7 +334,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         x_0 = _on(self.class_targets_.device, unit_rows(_off_torch(features), "features", np.float32))
         steps = (self.num_steps_, self.plan_.step_size)
         with torch.inference_mode():
-            if self.exit_margin is not None or self.exit_velocity is not None:
+            if self._exits():
                 exited, _ = euler_early_exit(
                     self.velocity_field_,
                     x_0,

@@ -46,8 +46,7 @@ def euler_early_exit(
     Source: asked for by reviewers of FMA (arXiv 2510.14543), whose step count is one for the whole data set.
     """
     check_steps(num_steps, step_size)
-    if (margin is not None and not 0 < margin <= 1) or (velocity_norm is not None and not velocity_norm > 0):
-        raise ConfigError(f"expected margin in (0, 1] and velocity_norm > 0, got {margin} and {velocity_norm}")
+    check_exits(margin, velocity_norm)
     if x_0.ndim != 2 or class_embeddings.ndim != 2 or len(class_embeddings) < 2:
         raise ShapeError(
             f"expected features (n, d) and class embeddings (C, d) of two classes or more, got {tuple(x_0.shape)} and "
@@ -72,3 +71,13 @@ def euler_early_exit(
         stopped_at[rows] = x
         steps[rows] = step + 1
     return stopped_at, steps
+
+
+def check_exits(margin: float | None, velocity_norm: float | None) -> None:
+    """Refuse criteria that are out of their range.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if (margin is not None and not 0 < margin <= 1) or (velocity_norm is not None and not velocity_norm > 0):
+        raise ConfigError(f"expected margin in (0, 1] and velocity_norm > 0, got {margin} and {velocity_norm}")

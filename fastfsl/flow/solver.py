@@ -47,8 +47,7 @@ def solver_states(
         Differential Equations I", II.1.
     """
     check_steps(num_steps, step_size)
-    if solver not in _STEPS:
-        raise ConfigError(f"expected solver {', '.join(map(repr, _STEPS))}, got {solver!r}")
+    check_solver(solver)
     x = x_0
     yield x
     for step in range(num_steps):
@@ -87,6 +86,16 @@ def check_steps(num_steps: int, step_size: float) -> None:
             f"expected num_steps >= 0 and step_size in (0, 1] with num_steps * step_size <= 1, got {num_steps} and "
             f"{step_size}: lower one of them"
         )
+
+
+def check_solver(solver: str) -> None:
+    """Refuse a solver that there is not.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    if solver not in _STEPS:
+        raise ConfigError(f"expected solver {', '.join(map(repr, _STEPS))}, got {solver!r}")
 
 
 def velocity_at(velocity_field: VelocityFunction, x: Tensor, t: float) -> Tensor:

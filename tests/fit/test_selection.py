@@ -6,6 +6,7 @@ from fastfsl.fit import selection as selection_module
 from fastfsl.fit.flow_training import FlowRecipe, warmup_cosine
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import best_step, select_num_steps
+from fastfsl.flow import blended_targets, class_logits
 
 
 def choose(features, plain, labels, embeddings, **options):
@@ -103,6 +104,51 @@ def test_plain_features_are_what_is_held_out(make_problem, quick):
     )
     assert estimator.selection_.accuracy_by_step[0] == 1.0
     assert estimator.num_steps_ == 0
+
+
+@pytest.mark.parametrize("text_samples", [None, 3.0])
+def test_held_out_logits_are_the_samples_own_from_a_flow_that_has_not_seen_them(
+    make_problem, monkeypatch, text_samples
+):
+    problem = make_problem(shots=6)
+    order = np.random.default_rng(0).permutation(len(problem.labels))
+    features, labels = torch.from_numpy(problem.features[order]), torch.from_numpy(problem.labels[order])
+    texts = torch.from_numpy(problem.class_embeddings)
+    folds = []
+
+    def train(views, labels, class_targets, recipe, *, seed, logit_scale, on_epoch):
+        """A flow of one constant velocity, made of what it was trained on."""
+        folds.append((views[:, 0], labels, class_targets, 3 * views[:, 0].mean(dim=0)))
+        velocity = folds[-1][-1]
+        return lambda x, t: velocity.expand_as(x)
+
+    monkeypatch.setattr(selection_module, "train_velocity_field", train)
+    monkeypatch.setattr(selection_module, "best_step", lambda accuracy: 7)
+    chosen = choose(
+        features[:, None].numpy(),
+        features.numpy(),
+        labels.numpy(),
+        texts.numpy(),
+        num_folds=3,
+        text_samples=text_samples,
+        logit_scale=20.0,
+    )
+    assert chosen.num_steps == 7
+    assert chosen.held_out is not None
+    assert not np.isnan(chosen.held_out).any()
+    for sample, found in zip(features, chosen.held_out, strict=True):
+        unseen = [fold for fold in folds if not (fold[0] == sample).all(dim=1).any()]
+        ((trained, of_classes, targets, velocity),) = unseen
+        expected = texts if text_samples is None else blended_targets(trained, of_classes, texts, text_samples)
+        torch.testing.assert_close(targets, expected)
+        logits = class_logits((sample + 0.7 * velocity)[None], expected, 20.0)[0]
+        np.testing.assert_allclose(found, logits, atol=1e-4)
+
+
+def test_samples_that_no_fold_held_out_have_no_logits(make_problem, trainings):
+    problem = make_problem(shots=1, num_views=4)
+    plain = problem.features.mean(axis=1)
+    assert choose(problem.features, plain, problem.labels, problem.class_embeddings).held_out is None
 
 
 def test_warmup_then_cosine():
