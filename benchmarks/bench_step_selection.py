@@ -44,7 +44,8 @@ def bench_step_selection(benchmark, record, tmp_path, shots):
             with torch.inference_mode():
                 states = euler_states(estimator.velocity_field_, torch.from_numpy(plain[others]), 10, 0.1)
                 accuracy = [
-                    float(((state.numpy() @ embeddings.T).argmax(axis=1) == labels[others]).mean()) for state in states
+                    float(((state @ estimator.class_targets_.T).argmax(dim=1).numpy() == labels[others]).mean())
+                    for state in states
                 ]
             steps.append(estimator.num_steps_)
             gains.append(accuracy[estimator.num_steps_] - accuracy[int(curve.argmax())])
