@@ -28,6 +28,7 @@ ONE_SHOT_WEIGHTS = {"fma": 1.0}
 _HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}
 _FLOW = "fma"
 _CALIBRATION_FOLDS = 4
+_Z_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
         logits = Σ_j w_j · logits_j / T.
     Every component gives logits for each support sample from the fold that held it out. w maximises their likelihood,
-    drawn to equal shares as by one sample; T is then fitted on samples that w was not. At one shot, where
-    nothing can be held out, w follows a fixed rule, `ONE_SHOT_WEIGHTS`, and T = 1.
+    drawn to equal shares as by one sample; T is then fitted on samples that w was not, with a margin. At one shot,
+    where nothing can be held out, w follows a fixed rule, `ONE_SHOT_WEIGHTS`, and T = 1.
 
     Args:
         components: which to use, of `gda`, `proker`, `lp++` and `fma`.
@@ -228,7 +229,7 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         crossed = np.empty_like(parts[0])
         for kept, left in KFold(min(_CALIBRATION_FOLDS, len(rows)), shuffle=True, random_state=self.seed).split(rows):
             crossed[left] = np.tensordot(_share(parts[:, kept], right[kept]), parts[:, left], axes=1)
-        temperature = 1.0 / fit_weights(crossed[None], right, np.ones(1))[0]
+        temperature = _temperature(crossed, right)
         probabilities = softmax(crossed / temperature, axis=1)
         best = probabilities.max(axis=1)
         is_right = probabilities.argmax(axis=1) == right
@@ -255,6 +256,19 @@ def _share(parts: Array, labels: Labels) -> Array:
     """Weights of calibrated logits (J, n, C), drawn to 1/J times the factor that calibrates each by itself."""
     alone = np.array([fit_weights(part[None], labels, np.ones(1))[0] for part in parts])
     return fit_weights(parts, labels, np.maximum(alone, 1e-6) / len(parts))
+
+
+def _temperature(logits: Array, labels: Labels) -> float:
+    """The upper end of the 95 % interval of the likeliest temperature, a quarter above it at most.
+
+    The components' settings were chosen on the same samples, so that what is wrong is wrong on the confident side.
+    """
+    inverse = float(fit_weights(logits[None], labels, np.ones(1))[0])
+    probabilities = softmax(inverse * logits, axis=1)
+    mean = (probabilities * logits).sum(axis=1, keepdims=True)
+    information = float((probabilities * (logits - mean) ** 2).sum())
+    lower = inverse - _Z_95 / np.sqrt(information) if information > 0 else inverse
+    return 1.0 / max(lower, inverse / 1.25)
 
 
 def _threshold(best: Array, is_right: NDArray[np.bool_], target_precision: float) -> float:
