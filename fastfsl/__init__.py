@@ -1,6 +1,6 @@
 """fastfsl: few-shot adapters for CLIP, from a handful of labelled images to a classifier in production.
 
->>> from fastfsl import FlowMatchingAlignment          # training, needs the extra `train`
+>>> from fastfsl import Auto, FlowMatchingAlignment    # training, needs the extra `train`
 >>> from fastfsl.runtime import Classifier             # production, needs neither torch nor triton
 
 Public names are imported on first use, so that `import fastfsl.runtime` stays light.
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError, FastFSLError, ShapeError
+    from fastfsl.fit.auto import Auto
     from fastfsl.fit.fma import FlowMatchingAlignment
 
 __all__ = [
+    "Auto",
     "BundleError",
     "ConfigError",
     "DataError",
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 _HOME = {name: "fastfsl.errors" for name in __all__ if name.endswith("Error")}
-_HOME["FlowMatchingAlignment"] = "fastfsl.fit.fma"
+_HOME |= {"Auto": "fastfsl.fit.auto", "FlowMatchingAlignment": "fastfsl.fit.fma"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
