@@ -1,5 +1,7 @@
 """Where torch computes: a device that is really there. Not for the runtime, which has no torch."""
 
+from typing import Any
+
 import torch
 
 from fastfsl.errors import DeviceError
@@ -38,5 +40,5 @@ def has_fast_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not have it yet
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not have it yet
     return bool(capabilities.get("amx_bf16", False))

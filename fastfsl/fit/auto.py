@@ -137,8 +137,8 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                 logits = component.fit_support(support).selection_.held_out
             else:
                 component.fit(features, labels, class_embeddings, plain_features=plain_features, on_stage=on_stage)
-                logits = component.selection_.held_out
-                logits = None if logits is None else logits[support.order].astype(np.float64)
+                rows = component.selection_.held_out
+                logits = None if rows is None else rows[support.order].astype(np.float64)
             if logits is not None:
                 held_out[name] = logits
         self.classes_ = np.arange(support.num_classes)
@@ -183,12 +183,10 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         """
         self.components_ = self._unfitted()
         try:
-            selection = AutoSelection(
-                **{
-                    name: float("nan") if value is None and name != "threshold" else value
-                    for name, value in record.items()
-                }
-            )
+            values: dict[str, Any] = {
+                name: float("nan") if value is None and name != "threshold" else value for name, value in record.items()
+            }
+            selection = AutoSelection(**values)
             self.components_ = {name: self.components_[name] for name in selection.weights}
             for name, component in self.components_.items():
                 own = {key.removeprefix(f"{name}/"): state[key] for key in state if key.startswith(f"{name}/")}
@@ -208,7 +206,7 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             raise ConfigError(f"unknown component {unknown[0]!r}: expected some of {', '.join(known)}")
         if self.target_precision is not None and not 0 < self.target_precision < 1:
             raise ConfigError(f"expected target_precision between 0 and 1, got {self.target_precision}")
-        common = {"logit_scale": self.logit_scale, "seed": self.seed}
+        common: dict[str, Any] = {"logit_scale": self.logit_scale, "seed": self.seed}
         return {
             name: FlowMatchingAlignment(**common, device=self.device) if name == _FLOW else _HEADS[name](**common)
             for name in self.components

@@ -190,7 +190,7 @@ def _at_times(field: VelocityField, times: Tensor, rows: Tensor, *, low_precisio
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
     """Exponential average whose decay rises at first, so that the early weights are forgotten."""
-    average = get_ema_multi_avg_fn
+    average: Callable[[float], Callable[[Any, Any, Any], None]] = get_ema_multi_avg_fn
     return lambda averaged, current, number: average(min(decay, float((number + 1) / (number + 10))))(
         averaged, current, number
     )

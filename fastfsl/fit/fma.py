@@ -273,7 +273,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             )
         device = resolve_device(self.device)
         field = field.to(device).eval().requires_grad_(False)
-        self._adopt(field, *(tensor.to(device) for tensor in of_classes), selection)
+        embeddings, points, shift = (tensor.to(device) for tensor in of_classes)
+        self._adopt(field, embeddings, points, shift, selection)
         return self
 
     def _adopt(

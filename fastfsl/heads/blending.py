@@ -88,7 +88,8 @@ class Selection:
         Raises:
             TypeError: it has other entries.
         """
-        return cls(**{name: float("nan") if value is None else value for name, value in record.items()})
+        values: dict[str, Any] = {name: float("nan") if value is None else value for name, value in record.items()}
+        return cls(**values)
 
 
 def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) -> Selection:

@@ -10,13 +10,14 @@ from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit import auto as auto_module
 from fastfsl.fit.auto import Auto, _temperature, _threshold
 from fastfsl.fit.deployment import deployment
+from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.flow import class_logits, plan_states
 
 
 @pytest.fixture(autouse=True)
 def short_flow(monkeypatch):
     """Flows that train in a moment."""
-    defaults = auto_module.FlowMatchingAlignment.__init__.__kwdefaults__
+    defaults = FlowMatchingAlignment.__init__.__kwdefaults__
     for name, value in {"num_blocks": 1, "updates": 20, "batch_size": 16, "learning_rate": 3e-3}.items():
         monkeypatch.setitem(defaults, name, value)
 

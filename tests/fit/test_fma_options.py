@@ -44,9 +44,10 @@ def tensors(problem):
 @pytest.mark.parametrize("text_samples", [0.0, 2.0, float("inf")])
 def test_targets_are_those_of_so_many_text_samples(fit, problem, text_samples):
     estimator = fit(text_samples=text_samples)
-    expected = blended_targets(*tensors(problem), text_samples)
+    features, labels, texts = tensors(problem)
+    expected = blended_targets(features, labels, texts, text_samples)
     np.testing.assert_allclose(estimator.class_targets_, expected, atol=1e-6)
-    assert (expected - torch.from_numpy(problem.class_embeddings)).abs().max() > 0.1
+    assert (expected - texts).abs().max() > 0.1
     logits = class_logits(torch.from_numpy(estimator.transport(problem.test_features)), expected, 100.0)
     np.testing.assert_allclose(estimator.decision_function(problem.test_features), logits, atol=1e-3)
 
@@ -101,7 +102,7 @@ def test_averaged_weights_follow_their_formula(fit, monkeypatch):
             after_update.append([p.detach().clone() for group in self.param_groups for p in group["params"]])
             return result
 
-    monkeypatch.setattr(flow_training.torch.optim, "AdamW", Recorder)
+    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
     estimator = fit(ema_decay=0.5)
     average = after_update[0]
     for number, weights in enumerate(after_update[1:], start=1):
