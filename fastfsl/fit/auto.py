@@ -30,6 +30,10 @@ _FLOW = "fma"
 _CALIBRATION_FOLDS = 4
 _Z_95 = 1.96
 
+# Held-out logits that are wrong more often than by chance have no likeliest temperature. At this one they are flat, and
+# classes are still told apart in float32.
+_MAX_TEMPERATURE = 1000.0
+
 
 @dataclass(frozen=True)
 class AutoSelection:
@@ -141,6 +145,11 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                 logits = None if rows is None else rows[support.order].astype(np.float64)
             if logits is not None:
                 held_out[name] = logits
+            elif self.target_precision is not None:  # told before the flow is trained
+                raise DataError(
+                    "expected two samples or more in most classes to choose a threshold for target_precision on, got "
+                    "one: leave target_precision out, or add images"
+                )
         self.classes_ = np.arange(support.num_classes)
         self.selection_ = self._weigh(held_out, support.labels)
         self.components_ = {name: self.components_[name] for name in self.selection_.weights}
@@ -215,11 +224,6 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     def _weigh(self, held_out: dict[str, Array], labels: Labels) -> AutoSelection:
         records = {name: component.selection_record() for name, component in self.components_.items()}
         if len(held_out) < len(self.components_):
-            if self.target_precision is not None:
-                raise DataError(
-                    "expected two samples or more in most classes to choose a threshold for target_precision on, got "
-                    "one: leave target_precision out, or add images"
-                )
             return AutoSelection("one-shot", self._one_shot_weights(), components=records)
         stacked = np.stack(list(held_out.values()))
         rows = np.flatnonzero(np.isfinite(stacked).all(axis=(0, 2)))
@@ -266,7 +270,7 @@ def _temperature(logits: Array, labels: Labels) -> float:
     mean = (probabilities * logits).sum(axis=1, keepdims=True)
     information = float((probabilities * (logits - mean) ** 2).sum())
     lower = inverse - _Z_95 / np.sqrt(information) if information > 0 else inverse
-    return 1.0 / max(lower, inverse / 1.25)
+    return 1.0 / max(lower, inverse / 1.25, 1.0 / _MAX_TEMPERATURE)
 
 
 def _threshold(best: Array, is_right: NDArray[np.bool_], target_precision: float) -> float:

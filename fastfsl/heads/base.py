@@ -92,7 +92,6 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
-        self._check_parameters()
         self.fit_support(check_support(features, labels, class_embeddings, plain_features))
         if on_stage is not None:
             on_stage("fitting", 1, 1)
@@ -102,6 +101,7 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     def fit_support(self, support: Support) -> Self:
         """`fit` on arrays that are checked already."""
         start = time.perf_counter()
+        self._check_parameters()
         self.form_, self.selection_ = self._fit(support)
         self.classes_ = np.arange(support.num_classes)
         self.train_seconds_ = time.perf_counter() - start

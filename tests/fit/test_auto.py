@@ -22,8 +22,8 @@ def short_flow(monkeypatch):
         monkeypatch.setitem(defaults, name, value)
 
 
-def fit(problem, **params):
-    return Auto(**params).fit(problem.features, problem.labels, problem.class_embeddings)
+def fit(problem, on_stage=None, **params):
+    return Auto(**params).fit(problem.features, problem.labels, problem.class_embeddings, on_stage=on_stage)
 
 
 def test_it_is_as_good_as_its_components_and_calibrated(make_problem):
@@ -67,8 +67,10 @@ def test_one_shot_follows_the_rule_and_refuses_a_threshold(make_problem):
     estimator = fit(problem)
     assert (estimator.selection_.rule, estimator.selection_.weights) == ("one-shot", auto_module.ONE_SHOT_WEIGHTS)
     assert set(estimator.components_) == set(auto_module.ONE_SHOT_WEIGHTS)
+    heard = []
     with pytest.raises(DataError, match="leave target_precision out"):
-        fit(problem, target_precision=0.9)
+        fit(problem, target_precision=0.9, on_stage=lambda name, *_: heard.append(name))
+    assert "training" not in heard  # the flow's
     heads_only = fit(problem, components=("gda", "proker"))
     assert heads_only.selection_.weights == {"gda": 0.5, "proker": 0.5}
 
@@ -136,6 +138,11 @@ def test_the_temperature_mends_logits_of_any_size_and_errs_on_the_modest_side():
     assert few > found  # forty samples tell less
 
 
+def test_logits_that_are_wrong_more_often_than_by_chance_have_a_temperature_all_the_same():
+    labels = np.arange(6) % 3
+    assert 100 < _temperature(-20.0 * np.eye(3)[labels], labels) < np.inf
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -143,6 +150,7 @@ def test_the_temperature_mends_logits_of_any_size_and_errs_on_the_modest_side():
         ({"components": ("gda", "gda")}, "each once"),
         ({"components": ("magic",)}, "unknown component 'magic'"),
         ({"target_precision": 1.5}, "between 0 and 1"),
+        ({"logit_scale": -1.0}, "positive logit_scale"),
     ],
 )
 def test_parameters_out_of_range(make_problem, params, message):
