@@ -64,11 +64,12 @@ def flow_graph(
     Inputs: `image_embeds` (batch, d) float32, of any length; `class_embeddings` (C, d), an initialiser that a caller
     may override with other (L2-normalised) classes. Outputs: `features` (batch, d), the last state read,
     L2-normalised; `logits` (batch, C) = logit_scale * features @ class_embeddings^T, or of several read steps the log
-    of the mean over them of softmax(logit_scale * features_k @ class_embeddings^T), (batch, C).
+    of the mean over them of softmax(logit_scale * features_k @ class_embeddings^T), (batch, C). With K prototypes a
+    class the initialiser is (C K, d), and of every K products the largest is taken.
 
     Args:
         plan: the flow plan; with M = 0 the features pass through.
-        class_embeddings: L2-normalised, (C, d), float32.
+        class_embeddings: L2-normalised, (C, d), or (C, K, d) with K prototypes a class, float32.
         logit_scale: factor on the cosine similarities.
         read_steps: steps whose states are read, ascending, in 0..M, 0 being the source; None: M alone. Steps after
             the last of them are not in the graph.
@@ -82,29 +83,32 @@ def flow_graph(
         ConfigError: if the plan does not have these steps.
     """
     dim = plan.dim
-    if class_embeddings.ndim != 2 or class_embeddings.shape[1] != dim:
-        raise ShapeError(f"expected class embeddings (C, {dim}), got {class_embeddings.shape}")
+    if class_embeddings.ndim not in (2, 3) or class_embeddings.shape[-1] != dim:
+        raise ShapeError(f"expected class embeddings (C, {dim}) or (C, K, {dim}), got {class_embeddings.shape}")
     read_steps = (plan.num_steps,) if read_steps is None else tuple(read_steps)
     check_read_steps(read_steps, plan.num_steps)
     graph = _Graph()
-    graph.constant("class_embeddings", class_embeddings.astype(np.float32))
+    graph.constant("class_embeddings", class_embeddings.astype(np.float32).reshape(-1, dim))
     graph.constant("logit_scale", np.array(logit_scale, dtype=np.float32))
     graph.constant("unit_eps", np.array(UNIT_EPS, dtype=np.float32))
     graph.constant("feature_axis", np.array([-1], dtype=np.int64))
 
     states = _unroll(graph, plan, graph.normalize("image_embeds", "x_0"), read_steps)
     names = [*(f"features_{step}" for step in read_steps[:-1]), "features"]
-    _read_out(graph, [graph.normalize(state, label) for state, label in zip(states, names, strict=True)])
+    num_prototypes = class_embeddings.shape[1] if class_embeddings.ndim == 3 else 1
+    features = [graph.normalize(state, label) for state, label in zip(states, names, strict=True)]
+    _read_out(graph, features, num_prototypes)
 
     def value(label: str, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(label, TensorProto.FLOAT, list(shape))
 
     # The number of classes is symbolic, so that the overridable initialiser may grow.
+    rows = "classes" if num_prototypes == 1 else "prototypes"
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             name,
-            [value("image_embeds", "batch", dim), value("class_embeddings", "classes", dim)],
+            [value("image_embeds", "batch", dim), value("class_embeddings", rows, dim)],
             [value("features", "batch", dim), value("logits", "batch", "classes")],
             graph.initializers,
         ),
@@ -159,15 +163,17 @@ def _unroll(graph: _Graph, plan: PlanArrays, x_0: str, read_steps: tuple[int, ..
     return states
 
 
-def _read_out(graph: _Graph, features: list[str]) -> None:
-    classes = graph.node("Transpose", ["class_embeddings"], "class_columns")
+def _read_out(graph: _Graph, features: list[str], num_prototypes: int) -> None:
+    graph.node("Transpose", ["class_embeddings"], "class_columns")
+    if num_prototypes > 1:
+        graph.constant("prototype_groups", np.array([0, -1, num_prototypes], dtype=np.int64))
     if len(features) == 1:
-        graph.node("Mul", [graph.node("MatMul", [features[0], classes], "cosines"), "logit_scale"], "logits")
+        graph.node("Mul", [_cosines(graph, features[0], num_prototypes, "cosines"), "logit_scale"], "logits")
         return
     graph.constant("state_axis", np.array([0], dtype=np.int64))
     stack = []
     for label in features:
-        cosines = graph.node("MatMul", [label, classes], f"{label}_cosines")
+        cosines = _cosines(graph, label, num_prototypes, f"{label}_cosines")
         log_probabilities = graph.node(
             "LogSoftmax", [graph.node("Mul", [cosines, "logit_scale"], f"{label}_logits")], f"{label}_log_probabilities"
         )
@@ -176,6 +182,15 @@ def _read_out(graph: _Graph, features: list[str]) -> None:
     total = graph.node("ReduceLogSumExp", [states, "state_axis"], "log_total", keepdims=0)
     graph.constant("log_count", np.array(math.log(len(features)), dtype=np.float32))
     graph.node("Sub", [total, "log_count"], "logits")
+
+
+def _cosines(graph: _Graph, features: str, num_prototypes: int, output: str) -> str:
+    """Of each class, the largest over its prototypes."""
+    if num_prototypes == 1:
+        return graph.node("MatMul", [features, "class_columns"], output)
+    each = graph.node("MatMul", [features, "class_columns"], f"{output}_by_prototype")
+    grouped = graph.node("Reshape", [each, "prototype_groups"], f"{output}_by_class")
+    return graph.node("ReduceMax", [grouped, "feature_axis"], output, keepdims=0)
 
 
 def _block(graph: _Graph, plan: PlanArrays, h: str, step: int, block: int) -> str:

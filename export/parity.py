@@ -70,7 +70,7 @@ def flow_parity(
 
     Args:
         plan: the flow plan.
-        class_embeddings: L2-normalised, (C, d), float32.
+        class_embeddings: as for `flow_graph`.
         logit_scale: factor on the cosine similarities.
         model: `flow_graph` of the same.
         read_steps: as for `flow_graph`.
@@ -84,11 +84,12 @@ def flow_parity(
     session = _session(model, FLOW_GRAPH)
     generator = torch.Generator().manual_seed(_SEED)
     embeddings = torch.from_numpy(class_embeddings)
+    places = embeddings.flatten(0, -2)
     errors, cosines, probability_errors = [], [], []
     for batch in BATCHES:
         # Half noise, half near the classes: where real features lie.
         noise = normalize(torch.randn(batch, plan.dim, generator=generator))
-        near = embeddings[torch.randint(len(embeddings), (batch,), generator=generator)]
+        near = places[torch.randint(len(places), (batch,), generator=generator)]
         features = normalize(noise + near * torch.rand(batch, 1, generator=generator) * 2)
         with torch.inference_mode():
             states = plan_states(plan, features, (plan.num_steps,) if read_steps is None else read_steps)
@@ -141,7 +142,8 @@ def logit_parity(
         estimator = copy.copy(estimator)
         estimator.exit_margin = estimator.exit_velocity = None
     head = Head(None if flow is None else _session(flow, FLOW_GRAPH), readout)
-    anchors = [] if deployed.class_embeddings is None else [deployed.class_embeddings]
+    classes = deployed.class_embeddings
+    anchors = [] if classes is None else [classes.reshape(-1, classes.shape[-1])]
     if readout is not None:
         anchors += [readout.linear_weight, *(kernel.keys for kernel in readout.kernels)]
     places = np.concatenate(anchors)

@@ -33,6 +33,7 @@ def deployed_readout(deployment: Deployment) -> Readout | None:
     like = linears[0].weight if linears else deployment.class_embeddings
     if like is None or not (flow or forms):
         raise BundleError("expected an estimator with a flow or forms, got a deployment with neither: report this")
+    shape = (len(like), like.shape[-1])
     weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
     kernels = [
         KernelArrays(form.keys.astype(np.float32), form.values.astype(np.float32), float(form.beta))
@@ -41,8 +42,8 @@ def deployed_readout(deployment: Deployment) -> Readout | None:
     ]
     return Readout(
         flow_weight=float(deployment.flow_weight) if flow else 0.0,
-        linear_weight=np.sum([np.zeros(like.shape), *weights], axis=0).astype(np.float32),
-        linear_bias=np.sum([np.zeros(len(like)), *biases], axis=0).astype(np.float32),
+        linear_weight=np.sum([np.zeros(shape), *weights], axis=0).astype(np.float32),
+        linear_bias=np.sum([np.zeros(shape[0]), *biases], axis=0).astype(np.float32),
         kernels=tuple(kernel for kernel in kernels if kernel.values.any()),
         temperature=float(deployment.temperature),
         threshold=None if deployment.threshold is None else float(deployment.threshold),

@@ -20,12 +20,14 @@ class Deployment:
         logits(x) = (flow_weight · flow_logits(x) + Σ_j form_j(x)) / temperature.
 
     With one read step M the flow's logits are logit_scale · cos(x_M, class embeddings); with several,
-    log mean_k softmax(logit_scale · cos(x_k, class embeddings)).
+    log mean_k softmax(logit_scale · cos(x_k, class embeddings)). Of a class with several prototypes the largest cosine
+    counts.
 
     Attributes:
         forms: weighted already.
         plan: the flow; None: there is none, and what belongs to it is empty.
-        class_embeddings: what the flow is read out with, L2-normalised, (C, d), float32.
+        class_embeddings: what the flow is read out with, L2-normalised, (C, d), or (C, K, d) with K prototypes a
+            class, float32.
         logit_scale: factor on the flow's cosines.
         read_steps: Euler steps whose probabilities are averaged, ascending, the last one M.
         flow_weight: weight of the flow's logits.

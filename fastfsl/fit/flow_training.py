@@ -102,6 +102,7 @@ def train_velocity_field(
     class_targets: Tensor,
     recipe: FlowRecipe,
     *,
+    prototypes: Tensor | None = None,
     seed: int = 0,
     logit_scale: float = 100.0,
     on_epoch: EpochCallback | None = None,
@@ -111,8 +112,10 @@ def train_velocity_field(
     Args:
         views: L2-normalised image features, (n, V, d): V augmented views of every sample.
         labels: class indices, (n,).
-        class_targets: L2-normalised, (C, d), on the device of `views`: the class texts, or `blended_targets`.
+        class_targets: L2-normalised, (C, d), or (C, K, d) with K prototypes a class, on the device of `views`: the
+            class texts, or `blended_targets`.
         recipe: what to do.
+        prototypes: to which prototype of its class each sample is sent, (n,); None: a class has one target.
         seed: seed of initialisation, order, views, times and noise.
         logit_scale: factor on the cosines in the discriminative term.
         on_epoch: called with (epochs done, epochs in all).
@@ -124,7 +127,7 @@ def train_velocity_field(
     """
     device = views.device
     num_samples, num_views, dim = views.shape
-    targets = pair_with_class(labels, class_targets)
+    targets = pair_with_class(labels, class_targets, prototypes)
     path = LinearPath(recipe.noise, recipe.noise_scale)
     sigma = views.flatten(0, 1).std(dim=0, correction=0) if recipe.noise == "bridge" else None
     low_precision = recipe.precision == "bf16" or (recipe.precision == "auto" and has_fast_bf16(device))

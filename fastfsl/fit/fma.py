@@ -16,6 +16,7 @@ from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, Precision, train_velocity_field
+from fastfsl.fit.prototypes import assign_prototypes
 from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
 from fastfsl.flow.early_exit import check_exits, euler_early_exit
 from fastfsl.flow.path import Noise
@@ -54,6 +55,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         times_per_batch: distinct times in a batch, shared among its samples; None draws one for each.
         text_samples: the target of a class is its text and its support together, about the images' mean, the text
             counting as this many samples (`blended_targets`); 0: the support alone; None: the text alone, as published.
+        num_prototypes: targets a class, one for each cluster of its support; the nearest one counts. More than one
+            needs `text_samples`.
         cross_entropy_weight: weight of the discriminative term (`endpoint_cross_entropy`); 0, as published: none.
         ema_decay: decay of the average over the updates that becomes the weights; None, as published: no average.
         precision: of the products in training, `fp32`, `bf16` or `auto`.
@@ -74,7 +77,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         velocity_field_: the trained `VelocityField`.
         plan_: the `FlowPlan` that `transport` runs and the exporter writes.
         class_embeddings_: the class texts, L2-normalised, (C, d), float32.
-        class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), float32.
+        class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), or
+            (C, K, d) with K prototypes a class, float32.
         target_shift_: what takes the text of another class to its target (`targets_of`), (d,).
         classes_: 0 .. C-1.
         train_seconds_: wall-clock time of `fit`.
@@ -98,6 +102,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         noise_scale: float = 1.0,
         times_per_batch: int | None = 16,
         text_samples: float | None = 8.0,
+        num_prototypes: int = 1,
         cross_entropy_weight: float = 0.2,
         ema_decay: float | None = None,
         precision: Precision = "auto",
@@ -123,6 +128,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         self.noise_scale = noise_scale
         self.times_per_batch = times_per_batch
         self.text_samples = text_samples
+        self.num_prototypes = num_prototypes
         self.cross_entropy_weight = cross_entropy_weight
         self.ema_decay = ema_decay
         self.precision = precision
@@ -192,6 +198,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
                 step_size=step_size,
                 solver=self.solver,
                 text_samples=self.text_samples,
+                num_prototypes=self.num_prototypes,
                 logit_scale=self.logit_scale_,
                 num_folds=self.num_folds,
                 seed=self.seed,
@@ -199,12 +206,14 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             )
         else:
             selection = StepSelection(num_steps=self.num_steps, rule="fixed")
-        class_points = class_targets(views, targets, embeddings, self.text_samples)
+        prototypes = assign_prototypes(views, targets, self.num_prototypes, self.seed)
+        class_points = class_targets(views, targets, embeddings, self.text_samples, prototypes)
         field = train_velocity_field(
             views,
             targets,
             class_points,
             recipe,
+            prototypes=prototypes,
             seed=self.seed,
             logit_scale=self.logit_scale_,
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
@@ -257,15 +266,17 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         prefix = "velocity_field."
         try:
             selection = StepSelection.from_record(record)
-            of_classes = [torch.from_numpy(state[name]) for name in _CLASS_TENSORS]
+            embeddings, points, shift = (torch.from_numpy(state[name]) for name in _CLASS_TENSORS)
             with torch.device("meta"):  # nothing is drawn for weights that are replaced at once
-                field = VelocityField(of_classes[0].shape[1], self.num_blocks)
+                field = VelocityField(embeddings.shape[1], self.num_blocks)
             field.load_state_dict(
                 {name.removeprefix(prefix): torch.from_numpy(value) for name, value in state.items() if prefix in name},
                 assign=True,
             )
         except (KeyError, IndexError, TypeError, RuntimeError) as error:
             raise DataError(f"expected the tensors of an FMA run, got others ({error}): train it again") from error
+        if (points.ndim > 2) != (self.num_prototypes > 1):
+            raise DataError(f"expected num_prototypes {self.num_prototypes}, got other targets: train it again")
         if selection.accuracy_by_step and len(selection.accuracy_by_step) != self.max_steps + 1:
             raise DataError(
                 f"expected accuracy_by_step of {self.max_steps + 1} steps, got {len(selection.accuracy_by_step)}: "
@@ -273,8 +284,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             )
         device = resolve_device(self.device)
         field = field.to(device).eval().requires_grad_(False)
-        embeddings, points, shift = (tensor.to(device) for tensor in of_classes)
-        self._adopt(field, embeddings, points, shift, selection)
+        self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), selection)
         return self
 
     def _adopt(
@@ -305,6 +315,11 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             check_steps(self.num_steps, 1.0 / self.max_steps)
         if self.read_steps is not None:
             check_read_steps(self.read_steps, self.max_steps)
+        if self.num_prototypes < 1 or (self.num_prototypes > 1 and self.text_samples is None):
+            raise ConfigError(
+                f"expected num_prototypes >= 1, and text_samples if more than one, got {self.num_prototypes} and "
+                f"{self.text_samples}: a text alone is one target"
+            )
         check_solver(self.solver)
         check_exits(self.exit_margin, self.exit_velocity)
         if self._exits() and (self.solver != "euler" or self.read_steps is not None):

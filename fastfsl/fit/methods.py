@@ -59,6 +59,7 @@ _PUBLISHED = {
     "warmup_epochs": 1,
     "times_per_batch": None,
     "text_samples": None,
+    "num_prototypes": 1,
     "cross_entropy_weight": 0.0,
     "ema_decay": None,
     "precision": "fp32",

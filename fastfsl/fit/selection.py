@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
+from fastfsl.fit.prototypes import assign_prototypes
 from fastfsl.flow.readout import class_logits, normalize
 from fastfsl.flow.solver import Solver, solver_states
 from fastfsl.flow.targets import blended_targets
@@ -77,6 +78,7 @@ def select_num_steps(
     step_size: float,
     solver: Solver = "euler",
     text_samples: float | None = None,
+    num_prototypes: int = 1,
     logit_scale: float = 100.0,
     num_folds: int = 5,
     seed: int = 0,
@@ -99,6 +101,7 @@ def select_num_steps(
         solver: what takes the steps.
         text_samples: what the text counts for in the classes' targets (`class_targets`), which every fold makes of
             its own samples.
+        num_prototypes: prototypes a class, likewise.
         logit_scale: factor on the cosines.
         num_folds: folds at most; no more than the samples of the smallest class.
         seed: seed of the folds and the trainings.
@@ -117,12 +120,14 @@ def select_num_steps(
     held_out = torch.full((max_steps + 1, len(labels), len(class_embeddings)), torch.nan)
     for index, fold in enumerate(folds):
         stage = f"fold {index + 1}/{len(folds)}"
-        targets = class_targets(fold.views, fold.labels, class_embeddings, text_samples)
+        prototypes = assign_prototypes(fold.views, fold.labels, num_prototypes, seed)
+        targets = class_targets(fold.views, fold.labels, class_embeddings, text_samples, prototypes)
         velocity_field = train_velocity_field(
             fold.views,
             fold.labels,
             targets,
             recipe,
+            prototypes=prototypes,
             seed=seed,
             logit_scale=logit_scale,
             on_epoch=None if on_stage is None else _named(on_stage, stage),
@@ -144,11 +149,17 @@ def select_num_steps(
     )
 
 
-def class_targets(views: Tensor, labels: Tensor, class_embeddings: Tensor, text_samples: float | None) -> Tensor:
+def class_targets(
+    views: Tensor,
+    labels: Tensor,
+    class_embeddings: Tensor,
+    text_samples: float | None,
+    prototypes: Tensor | None = None,
+) -> Tensor:
     """Where the flow sends each class, (C, d): its text, or with `text_samples` its `blended_targets`."""
     if text_samples is None:
         return class_embeddings
-    return blended_targets(normalize(views.mean(dim=1)), labels, class_embeddings, text_samples)
+    return blended_targets(normalize(views.mean(dim=1)), labels, class_embeddings, text_samples, prototypes)
 
 
 def best_step(accuracy: NDArray[np.float64]) -> int:

@@ -31,7 +31,7 @@ def euler_early_exit(
         x_0: source features, (n, d).
         num_steps: M >= 0, the steps taken at most.
         step_size: h in (0, 1], with M h <= 1.
-        class_embeddings: L2-normalised, (C, d), C >= 2.
+        class_embeddings: L2-normalised, (C, d) or (C, K, d), C >= 2.
         logit_scale: factor on the cosine similarities.
         margin: difference of probabilities in (0, 1]; None: no such criterion.
         velocity_norm: length of the velocity, > 0; None: no such criterion.
@@ -47,10 +47,10 @@ def euler_early_exit(
     """
     check_steps(num_steps, step_size)
     check_exits(margin, velocity_norm)
-    if x_0.ndim != 2 or class_embeddings.ndim != 2 or len(class_embeddings) < 2:
+    if x_0.ndim != 2 or class_embeddings.ndim not in (2, 3) or len(class_embeddings) < 2:
         raise ShapeError(
-            f"expected features (n, d) and class embeddings (C, d) of two classes or more, got {tuple(x_0.shape)} and "
-            f"{tuple(class_embeddings.shape)}"
+            f"expected features (n, d) and class embeddings (C, d) or (C, K, d) of two classes or more, got "
+            f"{tuple(x_0.shape)} and {tuple(class_embeddings.shape)}"
         )
     stopped_at = x_0.clone()
     steps = torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device)

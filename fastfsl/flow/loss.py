@@ -29,7 +29,7 @@ def endpoint_cross_entropy(
         velocity: v(x_t, t), (n, d).
         sample: the point of the path where it was taken.
         labels: class indices, (n,).
-        class_embeddings: L2-normalised, (C, d).
+        class_embeddings: L2-normalised, (C, d), or (C, K, d) where a class has K prototypes.
         logit_scale: factor on the cosine similarities.
 
     Returns:
@@ -57,7 +57,7 @@ def flow_matching_loss(
         sample: points of the path with their target velocities.
         weight: of the discriminative term, >= 0; at 0 it is not computed and needs nothing of what follows.
         labels: class indices, (n,).
-        class_embeddings: L2-normalised, (C, d).
+        class_embeddings: L2-normalised, (C, d), or (C, K, d) where a class has K prototypes.
         logit_scale: factor on the cosine similarities.
 
     Returns:

@@ -16,11 +16,11 @@ def normalize(features: Tensor) -> Tensor:
 
 
 def class_logits(features: Tensor, class_embeddings: Tensor, logit_scale: float) -> Tensor:
-    """Cosine similarity with every class embedding, times the logit scale.
+    """Cosine similarity with every class embedding, times the logit scale; of several prototypes the largest counts.
 
     Args:
         features: (n, d), of any length.
-        class_embeddings: L2-normalised, (C, d).
+        class_embeddings: L2-normalised, (C, d), or (C, K, d) where a class has K prototypes.
         logit_scale: exp of CLIP's learned temperature, 100 for OpenAI CLIP.
 
     Returns:
@@ -28,7 +28,8 @@ def class_logits(features: Tensor, class_embeddings: Tensor, logit_scale: float)
 
     Source: FMA (arXiv 2510.14543), read-out.
     """
-    return logit_scale * normalize(features) @ class_embeddings.T
+    logits = logit_scale * normalize(features) @ class_embeddings.flatten(0, -2).T
+    return logits if class_embeddings.ndim == 2 else logits.unflatten(1, class_embeddings.shape[:2]).amax(dim=2)
 
 
 def read_out(states: Sequence[Tensor], class_embeddings: Tensor, logit_scale: float) -> Tensor:
@@ -38,7 +39,7 @@ def read_out(states: Sequence[Tensor], class_embeddings: Tensor, logit_scale: fl
 
     Args:
         states: K >= 1 states, each (n, d), of any length.
-        class_embeddings: L2-normalised, (C, d).
+        class_embeddings: L2-normalised, (C, d), or of several prototypes as for `class_logits`.
         logit_scale: factor on the cosine similarities.
 
     Returns:

@@ -93,6 +93,17 @@ def test_a_flow_with_early_exits_exports_with_all_its_steps(fit, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("flags", [{}, {"read_steps": [0, 3], "num_steps": None}])
+def test_a_flow_of_several_prototypes_exports(fit, tmp_path, flags):
+    run = fit("fma", num_prototypes=2, **flags)
+    manifest = export_run(run, tmp_path / "bundle")
+    assert np.shape(deployment(run.estimator).class_embeddings) == (CLASSES, 2, DIM)
+    assert len(manifest.class_names) == CLASSES
+    expected = run.estimator.predict_proba(_features())
+    np.testing.assert_allclose(_classifier(tmp_path / "bundle").feature_probabilities(_features()), expected, atol=2e-5)
+    assert np.abs(expected - fit("fma", **flags).estimator.predict_proba(_features())).max() > 1e-3
+
+
 # ------------------------------------------------------------------------------------------- deployments of any parts
 
 
@@ -115,6 +126,7 @@ class _Parts:
     flow_weight: float = 0.0
     temperature: float = 1.0
     threshold: float | None = None
+    num_prototypes: int = 1
     velocity_field: VelocityField = field(init=False)
     embeddings: Any = field(init=False)
 
@@ -124,13 +136,13 @@ class _Parts:
         with torch.no_grad():
             for parameter in self.velocity_field.parameters():  # zero-initialised layers would make v = 0
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        self.embeddings = normalize(torch.randn(CLASSES, DIM))
+        self.embeddings = normalize(torch.randn(self.num_prototypes * CLASSES, DIM))
 
     def deployment(self) -> Deployment:
         return Deployment(
             forms=self.forms,
             plan=build_plan(self.velocity_field, self.read_steps[-1], 0.1) if self.read_steps else None,
-            class_embeddings=self.embeddings.numpy() if self.read_steps else None,
+            class_embeddings=self._classes().numpy() if self.read_steps else None,
             logit_scale=SCALE,
             read_steps=self.read_steps,
             flow_weight=self.flow_weight,
@@ -138,13 +150,18 @@ class _Parts:
             threshold=self.threshold,
         )
 
+    def _classes(self) -> Any:
+        apart = self.embeddings.reshape(CLASSES, self.num_prototypes, DIM)
+        return self.embeddings if self.num_prototypes == 1 else apart
+
     def decision_function(self, features: Any) -> Any:
         logits = np.zeros((len(features), CLASSES))
         if self.read_steps:
             with torch.no_grad():
                 x_0 = torch.from_numpy(features)
                 states = [normalize(euler(self.velocity_field, x_0, step, 0.1)) for step in self.read_steps]
-                each = [SCALE * state @ self.embeddings.T for state in states]
+                cosines = [state @ self.embeddings.T for state in states]
+                each = [SCALE * rows.reshape(-1, CLASSES, self.num_prototypes).amax(dim=2) for rows in cosines]
                 mean = torch.stack([logit.softmax(dim=1) for logit in each]).mean(dim=0).log()
             logits += self.flow_weight * (each[0] if len(each) == 1 else mean).numpy()
         for form in self.forms:
@@ -180,6 +197,7 @@ LINEAR, KERNEL, OTHER = _forms(np.random.default_rng(1))
         ({"read_steps": (2,), "flow_weight": 1.0, "temperature": 0.5}, "flow heads"),
         ({"read_steps": (2,), "flow_weight": 1.0, "threshold": 0.6}, "flow heads"),
         ({"read_steps": (0,), "flow_weight": 1.0}, "flow"),
+        ({"read_steps": (0, 3), "flow_weight": 1.0, "num_prototypes": 3, "temperature": 2.0}, "flow heads"),
         ({"read_steps": (3,), "flow_weight": 0.0, "forms": (KERNEL, OTHER), "threshold": 0.6}, "heads"),
     ],
     ids=[
@@ -192,6 +210,7 @@ LINEAR, KERNEL, OTHER = _forms(np.random.default_rng(1))
         "flow, temperature",
         "flow, threshold",
         "flow of no step",
+        "averaged flow of three prototypes, temperature",
         "flow without weight, two kernels, threshold",
     ],
 )

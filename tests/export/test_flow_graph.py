@@ -72,6 +72,31 @@ def test_averaged_read_out_equals_torch_on_the_field_itself(read_steps, batch):
     np.testing.assert_allclose(logits, read_out(states, embeddings(), 50.0), atol=2e-4)
 
 
+@pytest.mark.parametrize("read_steps", [(3,), (0, 2, 3)])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_nearest_of_several_prototypes_counts(read_steps, batch):
+    field, plan = make_plan(3)
+    prototypes = embeddings(3 * CLASSES).unflatten(0, (CLASSES, 3))
+    features = torch.randn(batch, DIM, generator=torch.Generator().manual_seed(2))
+    model = flow_graph(plan.to_arrays(), prototypes.numpy(), 50.0, read_steps=read_steps)
+    _, logits = session(model).run(None, {"image_embeds": features.numpy()})
+    with torch.no_grad():
+        states = list(euler_states(field, normalize(features), 3, 0.1))
+    expected = read_out([states[step] for step in read_steps], prototypes, 50.0)
+    np.testing.assert_allclose(logits, expected, atol=2e-4)
+    inputs = {"image_embeds": features.numpy(), "class_embeddings": prototypes.flatten(0, 1).numpy()}
+    got: Any = ReferenceEvaluator(model).run(None, inputs)
+    np.testing.assert_allclose(got[1], expected, atol=2e-4)
+    assert flow_parity(plan, prototypes.numpy(), 50.0, model, read_steps=read_steps)["max_probability_error"] < 1e-4
+
+
+def test_one_prototype_a_class_is_the_plain_graph_to_all_but_its_place():
+    _, plan = make_plan(3)
+    plain = flow_graph(plan.to_arrays(), embeddings().numpy(), 50.0)
+    assert flow_graph(plan.to_arrays(), embeddings()[:, None].numpy(), 50.0) == plain
+    assert not any(node.op_type in ("ReduceMax", "Reshape") for node in plain.graph.node)
+
+
 def test_steps_after_the_last_read_out_are_not_in_the_graph():
     _, plan = make_plan(10)
     names = {

@@ -70,6 +70,10 @@ def test_coupling_is_the_own_class():
     embeddings = torch.eye(4)
     labels = torch.tensor([2, 0, 2])
     torch.testing.assert_close(pair_with_class(labels, embeddings), embeddings[[2, 0, 2]])
+    apart = torch.eye(8).unflatten(0, (4, 2))
+    torch.testing.assert_close(pair_with_class(labels, apart, torch.tensor([1, 0, 0])), torch.eye(8)[[5, 0, 4]])
+    with pytest.raises(ShapeError, match="with prototypes"):
+        pair_with_class(labels, apart)
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 4]), torch.tensor([-1])])

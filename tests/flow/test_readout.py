@@ -22,6 +22,12 @@ def test_logits_are_scaled_cosines():
     torch.testing.assert_close(class_logits(x, classes, 10.0), torch.tensor([[6.0, 8.0]]))
 
 
+def test_the_nearest_prototype_of_a_class_counts():
+    x = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
+    classes = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, -1.0]]])
+    torch.testing.assert_close(class_logits(x, classes, 10.0), torch.tensor([[8.0, -6.0], [0.0, 10.0]]))
+
+
 def test_one_state_is_read_out_plainly():
     (state,) = states(1)
     torch.testing.assert_close(read_out([state], embeddings(), 20.0), class_logits(state, embeddings(), 20.0))

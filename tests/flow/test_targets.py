@@ -34,6 +34,22 @@ def test_the_ends_are_text_alone_and_class_means_alone():
     np.testing.assert_allclose(texts_only[0], normalize(centre + texts[0] - texts.mean(0)), atol=1e-12)
 
 
+def test_every_prototype_has_the_target_of_its_own_samples():
+    features, labels, texts = setting()
+    prototypes = torch.tensor([0, 1, 1, 0, 0])
+    found = blended_targets(features, labels, texts, 2.0, prototypes)
+    assert found.shape == (4, 2, 8)
+    centre = torch.stack([features[labels == label].mean(0) for label in (0, 1, 3)]).mean(0)  # of classes, as ever
+    for rows, place in (([0], found[0, 0]), ([1, 2], found[0, 1])):
+        text = 2.0 * (texts[0] - texts.mean(0))
+        blended = centre + (text + len(rows) * (features[rows].mean(0) - centre)) / (2.0 + len(rows))
+        np.testing.assert_allclose(place, blended / blended.norm(), atol=1e-12)
+    plain = blended_targets(features, labels, texts, 2.0)
+    for label in (1, 2, 3):  # one sample or none
+        for place in found[label]:
+            np.testing.assert_allclose(place, plain[label], atol=1e-12)
+
+
 def test_the_shift_gives_the_target_of_a_class_without_samples():
     features, labels, texts = setting()
     shift = target_shift(features, labels, texts)
