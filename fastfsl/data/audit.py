@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfsl.arrays import unit
 from fastfsl.data.dataset import FloatArray, LabelArray
 
 # Largest class over smallest beyond which a pool is called imbalanced.
@@ -144,10 +145,10 @@ def near_duplicates(
 
 
 def _directions(features: FloatArray) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    if unit.ndim == 2:
-        return unit
-    mean = unit.mean(axis=1)
+    rows: NDArray[np.float32] = unit(features, "features")
+    if rows.ndim == 2:
+        return rows
+    mean = rows.mean(axis=1)
     directions: NDArray[np.float32] = mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
     return directions
 

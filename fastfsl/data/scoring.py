@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfsl.arrays import unit
 from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
 from fastfsl.data.readable import check_readable
 from fastfsl.errors import DataError, ShapeError
@@ -65,7 +66,7 @@ def features_to_score(
     if features.shape[-1] != embed_dim:
         raise ShapeError(f"expected features of width {embed_dim}, got {features.shape[-1]}: use the same encoder")
     if features.ndim == 3:  # as in training: the mean of the views' directions
-        features = (features / np.linalg.norm(features, axis=-1, keepdims=True)).mean(axis=1)
+        features = unit(features, "features").mean(axis=1)
     return features, label_map[labels]
 
 

@@ -56,6 +56,14 @@ def test_planted_near_duplicates_are_found_in_any_blocks(data, monkeypatch, max_
     assert "1 under another label" in warning
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_features_of_any_length_are_compared_by_direction(data, scale):
+    train, labels, test, test_labels = data
+    test[2] = train[6]
+    scaled = train * np.float32(scale), labels, test * np.float32(scale), test_labels
+    assert near_duplicates(*scaled).first == ((6, 2),)
+
+
 def test_views_count_by_their_mean_direction(data):
     train, labels, test, test_labels = data
     views = np.stack([train * 5, train], axis=1)

@@ -98,6 +98,10 @@ def test_features_are_checked_against_the_classifier():
     got, mapped = features_to_score(dataset, "test", ("cow", "bee", "ant"), 6)
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(mapped, [2, 1, 2, 1])
+    views = np.stack([features, 3 * features], axis=1) * np.float32(1e-30)
+    seen = FeatureDataset(NAMES[:2], {"train": (views, labels)}, embeddings)
+    got, _ = features_to_score(seen, "train", NAMES, 6)
+    np.testing.assert_allclose(got, features / np.linalg.norm(features, axis=1, keepdims=True), rtol=1e-5)
     with pytest.raises(ShapeError, match="width 8"):
         features_to_score(dataset, "test", NAMES, 8)
     with pytest.raises(DataError, match="'bee'"):
