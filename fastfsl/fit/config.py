@@ -86,21 +86,17 @@ def typed_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ConfigError: if there is no such method or parameter.
-        ValidationError: if a value is of another type.
+        ValidationError: if a value is of another type, or infinite or NaN, which no JSON file could keep.
     """
     types = find_method(method).parameters()
     check_names(params, types, method)
     fields: dict[str, Any] = {name: (types[name], ...) for name in params}
-    checked: BaseModel = create_model("Parameters", **fields)(**params)
+    finite = ConfigDict(allow_inf_nan=False)
+    checked: BaseModel = create_model("Parameters", __config__=finite, **fields)(**params)
     return checked.model_dump()
 
 
 def read_yaml(path: Path | None) -> dict[str, Any]:
-    """The `option: value` lines of a YAML file; none without a file.
-
-    Raises:
-        ConfigError: if it cannot be read or holds something else.
-    """
     """What a YAML file of options holds; nothing for None.
 
     Raises:

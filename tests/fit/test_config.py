@@ -43,6 +43,8 @@ def test_an_empty_file_changes_nothing(tmp_path):
         ("method: fma\nnoise: [bridge]", "'noise'"),
         ("method: [fma]", "unknown method"),
         ("seed: 4294967296", "'seed'"),
+        ("method: fma\ntext_samples: .inf", "'text_samples': .*finite"),
+        ("method: proker\nbetas: [1, .nan]", "'betas.1': .*finite"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, words):
