@@ -65,9 +65,9 @@ def base_to_new(
         ConfigError: if the method has nothing to say about unseen classes, or an option cannot be used.
         DataError: if the data cannot be used.
     """
+    _transferable(config.estimator(logit_scale=1.0))  # before anything is trained
     run = train(data, config.model_copy(update={"classes": "base"}), reporter=reporter, cache_dir=cache_dir)
     root = None if config.image_root is None else Path(config.image_root)
-    _transferable(run.estimator)
     base = evaluate_run(
         run,
         data,

@@ -115,9 +115,9 @@ def test_methods_that_know_their_classes_by_samples_say_so(data, train_quickly, 
         evaluate_transfer(run, data)
 
 
-def test_base_to_new_refuses_them_too(data):
+def test_base_to_new_refuses_them_before_it_reads_or_trains(tmp_path):
     with pytest.raises(ConfigError, match="GDA has fitted weights"):
-        base_to_new(data, load_config(flags={"method": "gda", "device": "cpu"}))
+        base_to_new(tmp_path / "none.npz", load_config(flags={"method": "gda", "device": "cpu"}))
 
 
 @pytest.mark.parametrize("method", ["fma", "gda"])
