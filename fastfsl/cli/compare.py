@@ -40,7 +40,9 @@ def compare(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file: parameters as {method: {parameter: value}}, and the options below."),
+        typer.Option(
+            help=f"YAML file: parameters as {{method: {{parameter: value}}}}, and {', '.join(_DATA_OPTIONS)}."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
     classes: Annotated[
@@ -137,7 +139,10 @@ def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str
 
     values = read_yaml(config)
     options = {name: values.pop(name) for name in _DATA_OPTIONS if name in values}
-    check_methods(values)
+    try:
+        check_methods(values)
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}; beside methods it may hold {', '.join(_DATA_OPTIONS)}") from error
     for method, params in values.items():
         if not isinstance(params, dict):
             raise ConfigError(f"{config}: expected {method} to hold `parameter: value` lines, got {params!r}")

@@ -136,7 +136,7 @@ def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
         (("--split", "val"), ["'val'", "--split"]),
         (("--split", "train"), ["no episode is drawn from"]),
         (("--config", "none.yaml"), ["none.yaml"]),
-        (("--config", "unknown.yaml"), ["'gdaa'", "gda"]),
+        (("--config", "unknown.yaml"), ["unknown.yaml", "'gdaa'", "gda", "num_views"]),
         (("--config", "flat.yaml"), ["gda", "parameter"]),
         (("--config", "wrong.yaml"), ["num_fold", "num_folds"]),
         (("--out", "unknown.yaml"), ["unknown.yaml", "choose another"]),
