@@ -29,7 +29,7 @@ def test_presets_are_those_of_their_source():
         for name in ("fma-paper", "fma-released")
     )
     assert {key for key in paper if paper[key] != released[key]} == {"num_blocks", "noise", "noise_scale"}
-    assert (paper["num_blocks"], paper["noise"], paper["noise_scale"]) == (6, "bridge", 1.0)
+    assert (paper["num_blocks"], paper["noise"], paper["noise_scale"]) == (6, "none", 1.0)
     assert (released["num_blocks"], released["noise"], released["noise_scale"]) == (12, "interpolant", 0.0)
     recipe = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "times_per_batch", "max_steps")
     assert tuple(paper[key] for key in recipe) == (200, 32, 2e-4, 0.01, 1, None, 10)
