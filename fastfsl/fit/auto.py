@@ -274,7 +274,7 @@ def _temperature(logits: Array, labels: Labels) -> float:
 
 
 def _threshold(best: Array, is_right: NDArray[np.bool_], target_precision: float) -> float:
-    """The lowest probability above which the share of right answers reaches the target."""
+    """The lowest held-out probability from which on the share of right answers reaches the target."""
     order = np.argsort(-best, kind="stable")
     precision = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
     last_of_equals = np.append(np.diff(best[order]) < 0, True)

@@ -43,8 +43,8 @@ class FlowRecipe:
         noise: augmentation of the path (see `LinearPath`).
         noise_scale: its scale.
         times_per_batch: distinct times in a batch, stratified over [0, 1] and shared among its samples, so that the
-            field's modulations are computed once a time; every sample's time is still uniform. None draws one for
-            each sample, as the paper does.
+            field's modulations are computed once a time. In a batch that they do not divide, the earlier parts of
+            [0, 1] are drawn once more often. None draws a time for each sample, as the paper does.
         cross_entropy_weight: weight of the discriminative term (`endpoint_cross_entropy`); 0, the paper's, is none.
         ema_decay: weights are averaged over the updates and w' is the result: w' <- r w' + (1 - r) w after update
             k + 1, r = min(decay, (k + 1) / (k + 10)), from the weights after the first; None, the paper's, takes the

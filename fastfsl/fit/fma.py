@@ -329,6 +329,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             )
         if self.text_samples is not None and not self.text_samples >= 0:
             raise ConfigError(f"expected text_samples >= 0, or none for the text alone, got {self.text_samples}")
+        if not (np.isfinite(self.logit_scale_) and self.logit_scale_ > 0):
+            raise ConfigError(f"expected a positive logit_scale, got {self.logit_scale}")
         return 1.0 / self.max_steps
 
     def _exits(self) -> bool:

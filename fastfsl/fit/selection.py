@@ -14,8 +14,9 @@ from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
 from fastfsl.fit.prototypes import assign_prototypes
 from fastfsl.flow.readout import class_logits, normalize
-from fastfsl.flow.solver import Solver, solver_states
+from fastfsl.flow.solver import Solver, solve, solver_states
 from fastfsl.flow.targets import blended_targets
+from fastfsl.flow.velocity_field import VelocityField
 
 # Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path. To the
 # text alone it is long, and a flow trained on few samples still gains late; blended targets are near.
@@ -117,7 +118,7 @@ def select_num_steps(
         fraction = DEFAULT_FRACTION if text_samples is None else DEFAULT_FRACTION_BLENDED
         return StepSelection(num_steps=round(fraction * max_steps), rule="default")
     right: list[Tensor] = []
-    held_out = torch.full((max_steps + 1, len(labels), len(class_embeddings)), torch.nan)
+    trained: list[tuple[VelocityField, Tensor]] = []
     for index, fold in enumerate(folds):
         stage = f"fold {index + 1}/{len(folds)}"
         prototypes = assign_prototypes(fold.views, fold.labels, num_prototypes, seed)
@@ -134,18 +135,23 @@ def select_num_steps(
         )
         with torch.inference_mode():
             states = solver_states(velocity_field, fold.held_out, max_steps, step_size, solver)
-            logits = torch.stack([class_logits(state, targets, logit_scale) for state in states])
-        right.append((logits.argmax(dim=-1) == fold.held_out_labels).cpu())
-        if fold.positions is not None:
-            held_out[:, fold.positions] = logits.cpu()
+            predicted = torch.stack([class_logits(state, targets, logit_scale).argmax(dim=-1) for state in states])
+        right.append((predicted == fold.held_out_labels).cpu())
+        trained.append((velocity_field, targets))
     accuracy = torch.cat(right, dim=1).double().mean(dim=1).numpy()
     num_steps = best_step(accuracy)
+    held_out = np.full((len(labels), len(class_embeddings)), np.nan, dtype=np.float32)
+    for fold, (velocity_field, targets) in zip(folds, trained, strict=True):
+        if fold.positions is not None:
+            with torch.inference_mode():
+                state = solve(velocity_field, fold.held_out, num_steps, step_size, solver)
+                held_out[fold.positions.cpu().numpy()] = class_logits(state, targets, logit_scale).cpu().numpy()
     return StepSelection(
         num_steps=num_steps,
         rule="views" if folds[0].positions is None else "folds",
         num_folds=len(folds),
         accuracy_by_step=tuple(float(value) for value in accuracy),
-        held_out=None if folds[0].positions is None else held_out[num_steps].numpy(),
+        held_out=None if folds[0].positions is None else held_out,
     )
 
 

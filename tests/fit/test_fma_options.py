@@ -208,6 +208,8 @@ def test_where_nothing_can_be_held_out_blended_targets_are_nearer(make_problem, 
     ("params", "words"),
     [
         ({"text_samples": -1.0}, "text_samples"),
+        ({"logit_scale": -1.0}, "positive logit_scale"),
+        ({"logit_scale": float("nan")}, "positive logit_scale"),
         ({"cross_entropy_weight": -0.1}, "cross_entropy_weight"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"precision": "fp8"}, "precision"),
