@@ -11,12 +11,12 @@ def randomised() -> Callable[..., VelocityField]:
     """A maker of fields whose zero-initialised layers are random too: with them at zero, v = 0 would pass anything."""
 
     def make(dim: int, num_blocks: int, seed: int = 0) -> VelocityField:
-        generator = torch.Generator().manual_seed(seed)
-        field = VelocityField(dim, num_blocks).double()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the field's own initialisation draws too
+            field = VelocityField(dim, num_blocks).double()
             for parameter in field.parameters():
                 std = 0.5 / dim**0.5 if parameter.ndim > 1 else 0.1
-                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=std)
+                parameter.add_(torch.randn_like(parameter), alpha=std)
         return field
 
     return make
