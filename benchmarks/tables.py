@@ -1,12 +1,16 @@
 """Write the tables of README.md from benchmarks/results: `python benchmarks/tables.py [--check]`."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+# Results of benchmarks/compare_features.py and what the table calls them.
+COMPARED = {"flowers102_vitb32_16shot": "Flowers102", "aircraft100_vitb32_16shot": "Aircraft"}
 
 
 def demo_table() -> str:
@@ -42,9 +46,44 @@ def flow_table() -> str:
     return "\n".join([*lines, "", f"{_device(results[0])}."])
 
 
+def compare_table() -> str:
+    """Accuracy of every method on the feature files that were compared."""
+    results = {file: _read(f"compare_{file}") for file in COMPARED}
+    shots = results["flowers102_vitb32_16shot"]["settings"]["shots"]
+    cells = {
+        (file, row["method"], row["shots"]): row
+        for file, result in results.items()
+        for row in result["rows"]
+        if row["shots"] in shots
+    }
+    methods = sorted(
+        {method for _, method, _ in cells},
+        key=lambda method: (
+            -statistics.fmean(cells[file, method, k]["accuracy_mean"] for file in COMPARED for k in shots)
+        ),
+    )
+    lines = [
+        "| method | " + " | ".join(f"{name}, {k}" for name in COMPARED.values() for k in shots) + " | mean |",
+        "|---|" + "---|" * (len(COMPARED) * len(shots) + 1),
+    ]
+    for method in methods:
+        values = [100 * cells[file, method, k]["accuracy_mean"] for file in COMPARED for k in shots]
+        figures = " | ".join(f"{value:.1f}" for value in [*values, statistics.fmean(values)])
+        lines.append(f"| {method} | {figures} |")
+    errors = ", ".join(
+        f"{name} " + " / ".join(f"{cells[file, 'auto', k]['calibration_error_mean']:.3f}" for k in shots)
+        for file, name in COMPARED.items()
+    )
+    note = (
+        f"Test accuracy in %, CLIP ViT-B/32 features, {' / '.join(map(str, shots))} images a class, mean over seeds.\n"
+        f"Expected calibration error of `auto`: {errors}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def with_tables(text: str) -> str:
     """README.md with its tables made anew."""
-    for name, table in (("demo", demo_table()), ("flow", flow_table())):
+    for name, table in (("demo", demo_table()), ("compare", compare_table()), ("flow", flow_table())):
         start, end = f"<!-- {name}-table -->", f"<!-- /{name}-table -->"
         head, _, rest = text.partition(start)
         _, _, tail = rest.partition(end)
