@@ -53,6 +53,8 @@ def bench_flow_options(benchmark, record, request):
                 accuracy[name].append(round(flow.score(features[others], labels[others]), 4))
 
     benchmark.pedantic(all_seeds, rounds=1)
-    rows = {name: {"mean": round(statistics.mean(each), 4), "by_seed": each} for name, each in accuracy.items()}
+    rows: dict[str, Any] = {
+        name: {"mean": round(statistics.mean(each), 4), "by_seed": each} for name, each in accuracy.items()
+    }
     record("flow_options", {"what": "accuracy on the training samples left over", "data": file.name, "rows": rows})
     assert rows["default"]["mean"] > 1 / len(texts)

@@ -97,7 +97,9 @@ def test_a_flow_with_early_exits_exports_with_all_its_steps(fit, tmp_path):
 def test_a_flow_of_several_prototypes_exports(fit, tmp_path, flags):
     run = fit("fma", num_prototypes=2, **flags)
     manifest = export_run(run, tmp_path / "bundle")
-    assert np.shape(deployment(run.estimator).class_embeddings) == (CLASSES, 2, DIM)
+    classes = deployment(run.estimator).class_embeddings
+    assert classes is not None
+    assert classes.shape == (CLASSES, 2, DIM)
     assert len(manifest.class_names) == CLASSES
     expected = run.estimator.predict_proba(_features())
     np.testing.assert_allclose(_classifier(tmp_path / "bundle").feature_probabilities(_features()), expected, atol=2e-5)
