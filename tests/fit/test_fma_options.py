@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from fastfsl.devices import has_fast_bf16
 from fastfsl.errors import ConfigError
 from fastfsl.fit import flow_training
 from fastfsl.fit.deployment import deployment
@@ -125,6 +126,15 @@ def test_bfloat16_is_close_to_float32_and_auto_is_the_one_that_is_fast(fit, plai
     for fast, expected in ((True, coarse), (False, exact)):
         monkeypatch.setattr(flow_training, "has_fast_bf16", lambda device, fast=fast: fast)
         np.testing.assert_array_equal(moved("auto"), expected)
+
+
+def test_a_processor_has_fast_bfloat16_if_it_has_amx(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert has_fast_bf16(cpu) is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert has_fast_bf16(cpu) is False
 
 
 @pytest.mark.parametrize(
