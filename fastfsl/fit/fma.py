@@ -315,6 +315,11 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             check_steps(self.num_steps, 1.0 / self.max_steps)
         if self.read_steps is not None:
             check_read_steps(self.read_steps, self.max_steps)
+            if self.num_steps not in (None, self.read_steps[-1]):
+                raise ConfigError(
+                    f"expected num_steps to be the last of read_steps {self.read_steps}, got {self.num_steps}: leave "
+                    "num_steps out"
+                )
         if self.num_prototypes < 1 or (self.num_prototypes > 1 and self.text_samples is None):
             raise ConfigError(
                 f"expected num_prototypes >= 1, and text_samples if more than one, got {self.num_prototypes} and "
