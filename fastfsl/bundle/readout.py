@@ -22,6 +22,8 @@ from fastfsl.errors import BundleError, DataError, ShapeError
 
 READOUT_FORMAT = "fastfsl-readout"
 
+_Wide = np.ndarray[Any, np.dtype[np.float64]]
+
 # Affinities (rows, keys) held at once: 8 MiB of float64, whatever the number of rows.
 _AFFINITIES_AT_ONCE = 2**20
 
@@ -145,16 +147,16 @@ class Readout:
                 logits[rows] = total / self.temperature
         return logits
 
-    def _logits(self, x: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _logits(self, x: _Wide) -> _Wide:
         """The linear and the kernel parts, before the temperature."""
         weight, bias, kernels = self._wide
-        total: np.ndarray[Any, np.dtype[np.float64]] = x @ weight.T + bias
+        total: _Wide = x @ weight.T + bias
         for keys, values, beta in kernels:
             total += np.exp(beta * (x @ keys.T - 1.0)) @ values
         return total
 
     @cached_property
-    def _wide(self) -> Any:  # noqa: ANN401 - a tuple of tuples of arrays
+    def _wide(self) -> tuple[_Wide, _Wide, list[tuple[_Wide, _Wide, float]]]:
         """The arrays in float64, made once: a conversion costs as much as many a batch."""
         kernels = [(k.keys.astype(np.float64), k.values.astype(np.float64), k.beta) for k in self.kernels]
         return self.linear_weight.astype(np.float64), self.linear_bias.astype(np.float64), kernels
@@ -241,9 +243,10 @@ def _check_array(name: str, array: np.ndarray[Any, Any], shape: tuple[int | None
         raise DataError(f"{name} holds NaN or infinite values")
 
 
-def _is_weight(value: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
-    return is_positive(value) or (value == 0 and isinstance(value, int | float) and not isinstance(value, bool))
+def _is_weight(value: object) -> bool:
+    is_zero = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+    return is_positive(value) or is_zero
 
 
-def _is_fraction(value: Any) -> bool:  # noqa: ANN401
-    return _is_weight(value) and value <= 1
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and _is_weight(value) and value <= 1
