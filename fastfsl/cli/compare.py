@@ -1,10 +1,11 @@
 """`fastfsl compare`: which method wins on the user's data, and by how much."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastfsl.cli import options
 from fastfsl.cli.output import print_json, stdout
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
@@ -23,9 +24,7 @@ _DATA_OPTIONS = ("classes", "backbone", "pretrained", "templates", "num_views", 
 
 
 def compare(
-    data: Annotated[
-        Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
-    ],
+    data: options.Data,
     methods: Annotated[
         str | None, typer.Option(help="Methods, with commas.  [default: all but fma-paper and fma-released]")
     ] = None,
@@ -45,26 +44,15 @@ def compare(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
-    classes: Annotated[
-        Literal["all", "base", "new"] | None,
-        typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="open_clip model, local-dir:PATH, hf-hub:NAME or tiny-clip.  [default: ViT-B-16]"),
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag, or a checkpoint file (.safetensors, .pt).")
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", help="Prompt with {} for the class name, or a preset's name; may be repeated."),
-    ] = None,
-    views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")] = None,
+    classes: options.Classes = None,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = None,
+    template: options.Template = None,
+    views: options.Views = None,
+    image_root: options.ImageRoot = None,
+    device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again the cells that OUT holds already.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Rank methods on a data set: each is fitted on few-shot episodes of the train split and scored on the test split.
 

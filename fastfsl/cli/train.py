@@ -2,10 +2,11 @@
 
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastfsl.cli import options
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
@@ -16,31 +17,18 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: Annotated[
-        Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
-    ],
+    data: options.Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")],
     method: Annotated[
         str | None, typer.Option(help=f"One of the methods above.  [default: {DEFAULT_METHOD}]", metavar="METHOD")
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Images a class, drawn by --seed.  [default: all]")] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="open_clip model, local-dir:PATH, hf-hub:NAME or tiny-clip.  [default: ViT-B-16]"),
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag, or a checkpoint file (.safetensors, .pt).")
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", help="Prompt with {} for the class name, or a preset's name; may be repeated."),
-    ] = None,
-    views: Annotated[int | None, typer.Option(help="Augmented views of each image.  [default: 8]")] = None,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = None,
+    template: options.Template = None,
+    views: options.Views = None,
     seed: Annotated[int | None, typer.Option(help="Seed of episode, views and training.  [default: 0]")] = None,
-    classes: Annotated[
-        Literal["all", "base", "new"] | None,
-        typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
-    ] = None,
+    classes: options.Classes = None,
     target_precision: Annotated[
         float | None,
         typer.Option(help='Answer "none of these" where needed for this share of right answers (method auto).'),
@@ -48,10 +36,10 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
     ] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")] = None,
+    image_root: options.ImageRoot = None,
+    device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a method on a few labelled images a class (or on their features).
 
