@@ -81,7 +81,9 @@ def _read_imagenet(root: Path) -> ImageDataset:
         raise DataError(f"{root / _CLASS_NAMES} has no name for {len(unnamed)} class folders, such as {unnamed[0]!r}")
     class_names = tuple(names[identifier] for identifier in dataset.class_names)
     check_distinct(root / _CLASS_NAMES, class_names)
-    splits = {"test" if split == "val" else split: samples for split, samples in dataset.splits.items()}
+    splits = dict(dataset.splits)
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
     return replace(dataset, class_names=class_names, splits=splits)
 
 

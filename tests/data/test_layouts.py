@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -67,6 +68,16 @@ def test_imagenet_has_names_for_its_folders_and_tests_on_val(imagenet):
     assert prompt_names(dataset.class_names, "imagenet") == ("tench", "missile", "missile")
     assert set(dataset.splits) == {"train", "test"}
     assert names(dataset, "test")[0] == ("valn01440764.JPEG", "tench")
+
+
+def test_a_test_folder_of_imagenet_does_not_displace_val(imagenet):
+    shutil.copytree(imagenet / "images" / "val", imagenet / "images" / "test")
+    for image in (imagenet / "images" / "test").rglob("*.JPEG"):
+        image.rename(image.with_name(f"test{image.name}"))
+    dataset = load_dataset(imagenet)
+    assert set(dataset.splits) == {"train", "val", "test"}
+    assert names(dataset, "val")[0] == ("valn01440764.JPEG", "tench")
+    assert names(dataset, "test")[0][0].startswith("testval")
 
 
 def test_what_is_wrong_with_imagenets_names_is_named(imagenet):
