@@ -1,16 +1,16 @@
 """What the options of the flow bring: trained on 8 of each class's training samples, judged on the others.
 
-Needs `--features FILE`, of which it reads the training split alone. The steps are fixed: no fold is trained.
+`--features FILE` names a feature file, of which the training split alone is used; without it the features are drawn.
+The steps are fixed: no fold is trained.
 """
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from sklearn.base import clone
 
+from benchmarks.feature_data import chosen_data
 from fastfsl.data import sample_episode
 from fastfsl.fit.fma import FlowMatchingAlignment
 
@@ -31,10 +31,8 @@ READ: dict[str, dict[str, Any]] = {
 
 
 def bench_flow_options(benchmark, record, request):
-    file = Path(request.config.getoption("--features") or pytest.skip("needs --features FILE"))
-    with np.load(file, allow_pickle=False) as arrays:  # lazily: the other splits stay on disk
-        features, labels, texts = (arrays[name] for name in ("train_features", "train_labels", "class_embeddings"))
-        scale = float(arrays["logit_scale"])
+    data = chosen_data(request.config)
+    features, labels, texts = (array.numpy() for array in (data.features, data.labels, data.class_embeddings))
     accuracy: dict[str, list[float]] = {name: [] for name in (*TRAINED, *READ)}
 
     def all_seeds():
@@ -43,7 +41,7 @@ def bench_flow_options(benchmark, record, request):
             others = np.setdiff1d(np.arange(len(labels)), chosen)
             fitted = {}
             for name, params in TRAINED.items():
-                flow = FlowMatchingAlignment(num_steps=STEPS, logit_scale=scale, seed=seed, **params)
+                flow = FlowMatchingAlignment(num_steps=STEPS, seed=seed, **params)
                 fitted[name] = flow.fit(features[chosen], labels[chosen], texts)
             default = fitted["default"]
             for name, params in READ.items():
@@ -56,5 +54,5 @@ def bench_flow_options(benchmark, record, request):
     rows: dict[str, Any] = {
         name: {"mean": round(statistics.mean(each), 4), "by_seed": each} for name, each in accuracy.items()
     }
-    record("flow_options", {"what": "accuracy on the training samples left over", "data": file.name, "rows": rows})
+    record(f"flow_options_{data.name}", {"what": "accuracy on the training samples left over", "rows": rows})
     assert rows["default"]["mean"] > 1 / len(texts)

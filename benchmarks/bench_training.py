@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
+from benchmarks.feature_data import DRAWN, Data, chosen_data
 from benchmarks.plain_training import train_plain
-from fastfsl.arrays import unit_rows, unit_views
-from fastfsl.data import FeatureDataset, read_feature_file
 from fastfsl.devices import has_fast_bf16
 from fastfsl.fit.flow_training import FlowRecipe, train_velocity_field
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import best_step, class_targets
-from fastfsl.flow import VelocityField, class_logits, euler_states, normalize
+from fastfsl.flow import VelocityField, class_logits, euler_states
 
 THREADS = 2
 STEPS = 10
@@ -43,18 +41,6 @@ RATIO_AT_MOST, SAMPLES, DIM = 1 / 5, 1200, 512
 ROUNDS, PART_UPDATES, PART_EPOCHS = 5, 4, 3
 
 Train = Callable[[Tensor, Tensor], tuple[VelocityField, Tensor]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Support, test and class texts, all L2-normalised."""
-
-    name: str
-    features: Tensor
-    labels: Tensor
-    test_features: Tensor
-    test_labels: Tensor
-    class_embeddings: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,11 +62,8 @@ def two_threads():
 
 
 def bench_training(benchmark, record, request):
-    file, quick = request.config.getoption("--features"), request.config.getoption("--quick")
-    if file is not None:
-        data = _of_file(Path(file))
-    else:
-        data = _drawn(num_classes=10, dim=64) if quick else _drawn()
+    quick = request.config.getoption("--quick")
+    data = chosen_data(request.config)
     recipe = replace(LONG, epochs=2 if quick else EPOCHS)
     num_samples, dim = data.features.shape
     sides = [
@@ -130,7 +113,7 @@ def bench_training(benchmark, record, request):
         "parts": _parts(data, 1 if quick else ROUNDS),
     }
     benchmark.extra_info.update(ratio=result["ratio"], threads=THREADS)
-    record("training" if file is not None else "training_drawn", result)
+    record("training_drawn" if data.name == DRAWN else "training", result)
     if not quick:
         assert ours["accuracy"] >= plain["accuracy"]
         if num_samples >= SAMPLES and dim >= DIM:
@@ -249,45 +232,3 @@ def _seconds_per_update(data: Data, part: FlowRecipe | None) -> float:
 
 def _is_bf16(recipe: FlowRecipe) -> bool:
     return recipe.precision == "bf16" or (recipe.precision == "auto" and has_fast_bf16(torch.device("cpu")))
-
-
-def _of_file(path: Path) -> Data:
-    return _data(path.stem, read_feature_file(path))
-
-
-def _drawn(*, num_classes: int = 102, num_shots: int = 16, dim: int = 512) -> Data:
-    """Features built as CLIP's are: classes about a mean of all images, their texts about another mean.
-
-    By their texts 36 % of the test images are told apart, by the nearest class mean 83 %.
-    """
-    generator = np.random.default_rng(0)
-
-    def directions(number: int, decay: float):
-        scale = np.arange(1, dim + 1) ** -decay  # classes, and images of a class, differ in few directions mostly
-        return unit_rows(generator.normal(size=(number, dim)) * scale, "directions")
-
-    image_mean, text_mean = directions(2, 0.0)
-    classes = directions(num_classes, 0.8)
-    texts = 0.9 * text_mean + 0.36 * classes + 0.27 * directions(num_classes, 0.8)
-
-    def images(number: int):
-        labels = np.repeat(np.arange(num_classes), number)
-        features = 0.87 * image_mean + 0.3 * classes[labels] + 0.4 * directions(len(labels), 0.4)
-        return features.astype(np.float32), labels
-
-    names = tuple(f"class {index}" for index in range(num_classes))
-    splits = {"train": images(num_shots), "test": images(24)}
-    return _data("drawn", FeatureDataset(names, splits, texts.astype(np.float32)))
-
-
-def _data(name: str, dataset: FeatureDataset) -> Data:
-    train, test = dataset.split("train"), dataset.split("test")
-    views = torch.from_numpy(unit_views(train[0], "train_features", np.float32))
-    return Data(
-        name,
-        normalize(views.mean(dim=1)),
-        torch.from_numpy(train[1]),
-        torch.from_numpy(unit_rows(test[0], "test_features", np.float32)),
-        torch.from_numpy(test[1]),
-        torch.from_numpy(unit_rows(dataset.class_embeddings, "class_embeddings", np.float32)),
-    )
