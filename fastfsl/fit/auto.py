@@ -21,8 +21,8 @@ from fastfsl.heads.blending import fit_weights
 from fastfsl.heads.form import Array
 from fastfsl.heads.support import Labels, check_support
 
-# Where nothing can be held out, the flow stands alone: on samples that single-shot supports had left over no sum with
-# a head was better on both of two data sets.
+# Where nothing can be held out, the flow stands alone: the most accurate component at one shot, on both sets of
+# benchmarks/results/compare_*.json.
 ONE_SHOT_WEIGHTS = {"fma": 1.0}
 
 _HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}
