@@ -173,7 +173,7 @@ def best_step(accuracy: NDArray[np.float64]) -> int:
 
     Small support sets make many ties. A fold's flow has seen fewer samples than the deployed one will, and the more a
     flow has seen, the later its best step: hence the latest. On the demo's training pool, samples outside the support,
-    the earliest would cost 1.0 point at 16 shots and 2.0 at 4 (benchmarks/bench_step_selection.py).
+    the earliest would cost 0.1 point at 16 shots and 1.9 at 4 (benchmarks/bench_step_selection.py).
     """
     if accuracy[0] == accuracy.max():
         return 0
