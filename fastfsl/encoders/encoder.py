@@ -29,6 +29,8 @@ class Encoder:
         embed_dim: Width d of the shared embedding.
         logit_scale: exp of the learned temperature.
         device: Where the model is.
+        normalized: Whether image features are L2-normalised. A blend of two encoders' features is not where its length
+            belongs to the logits.
     """
 
     model: torch.nn.Module
@@ -41,6 +43,7 @@ class Encoder:
     embed_dim: int
     logit_scale: float
     device: torch.device
+    normalized: bool = True
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model, in place.
@@ -60,10 +63,11 @@ class Encoder:
             pixels: Normalised pixels (n, 3, height, width), as `transform` gives them, on any device.
 
         Returns:
-            L2-normalised features (n, d), fp32, on the model's device.
+            Features (n, d), fp32, on the model's device; L2-normalised if the encoder is `normalized`.
         """
         encode = cast("Callable[[torch.Tensor], torch.Tensor]", self.model.encode_image)
-        return F.normalize(encode(pixels.to(self.device, non_blocking=True)).float(), dim=-1)
+        features = encode(pixels.to(self.device, non_blocking=True)).float()
+        return F.normalize(features, dim=-1) if self.normalized else features
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:

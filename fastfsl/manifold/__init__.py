@@ -1,0 +1,1 @@
+"""MPS-Tuning: Gram alignment, hierarchical sculpting and the tuned tower, in pure torch."""

@@ -1,0 +1,1 @@
+"""Peers that change the features: CLIP-LoRA, CLIP-Adapter, CoOp and CoCoOp."""
