@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from fastfsl.bundle.untrusted import AGAIN, NEWER, is_positive, read_regular, strict_json
+from fastfsl.bundle.untrusted import AGAIN, NEWER, is_fraction, is_positive, read_regular, strict_json
 from fastfsl.errors import BundleError
 
 FORMAT_VERSION = 1
@@ -51,6 +51,10 @@ class Manifest:
         parity: largest differences between torch and the exported graphs.
         training: shots, seed, digests of the support images, and the like.
         created: ISO 8601 time.
+        blend: {"alpha": float, "normalized": bool} where the encoder blends the unit embeddings of a tuned and of a
+            frozen image tower, alpha * tuned + (1 - alpha) * frozen: the weight it was trained with, and whether the
+            blend is L2-normalised (otherwise its length, at most 1, belongs to the logits). None for any other
+            encoder. May be left out.
     """
 
     format_version: int
@@ -70,6 +74,7 @@ class Manifest:
     training: dict[str, Any]
     created: str
     read_steps: tuple[int, ...] = ()
+    blend: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of ``manifest.json``."""
@@ -87,7 +92,7 @@ class Manifest:
         Raises:
             BundleError: anything is missing, unknown, of another type or out of range.
         """
-        values = {"read_steps": [], **strict_json(data, path)}
+        values = {"read_steps": [], "blend": None, **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
             raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
@@ -109,6 +114,8 @@ class Manifest:
         values["read_steps"] = tuple(values["read_steps"])
         values["step_size"] = None if values["step_size"] is None else float(values["step_size"])
         values["logit_scale"] = float(values["logit_scale"])
+        if values["blend"] is not None:
+            values["blend"]["alpha"] = float(values["blend"]["alpha"])
         return cls(**values)
 
 
@@ -139,6 +146,8 @@ def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
     files = values["files"]
     if len({values["encoder"] is not None, values["preprocessing"] is not None, VISUAL_GRAPH in files}) > 1:
         raise BundleError(f"{path}: 'encoder', 'preprocessing' and {VISUAL_GRAPH} come together or not at all; {AGAIN}")
+    if values["blend"] is not None and values["encoder"] is None:
+        raise BundleError(f"{path}: a 'blend' is an encoder's, and 'encoder' is null; {AGAIN}")
     if FLOW_GRAPH not in files and READOUT not in files:
         raise BundleError(f"{path}: 'files' must list {FLOW_GRAPH}, {READOUT} or both; {AGAIN}")
     flow = (values["num_steps"], values["step_size"], values["read_steps"])
@@ -192,6 +201,15 @@ def _is_encoder(value: object) -> bool:
     )
 
 
+def _is_blend(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and set(value) == {"alpha", "normalized"}
+        and is_fraction(value["alpha"])
+        and isinstance(value["normalized"], bool)
+    )
+
+
 def _is_file_entry(value: object) -> bool:
     return (
         isinstance(value, dict)
@@ -230,6 +248,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "logit_scale": ("a number above 0", is_positive),
     "preprocessing": ("an object or null", lambda v: v is None or _is_object(v)),
     "encoder": ("null, or an object with backbone, pretrained and a sha256 digest", _is_encoder),
+    "blend": ("null, or an object with an alpha from 0 to 1 and normalized, true or false", _is_blend),
     "files": (
         "an object of {sha256, size}",
         lambda v: _is_object(v) and all(map(_is_file_entry, v.values())),

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastfsl.bundle.manifest import FLOW_GRAPH, READOUT, Manifest
 from fastfsl.bundle.tensors import read_tensors, write_tensors
-from fastfsl.bundle.untrusted import AGAIN, is_positive, strict_json
+from fastfsl.bundle.untrusted import AGAIN, is_fraction, is_positive, strict_json
 from fastfsl.bundle.verify import read_file
 from fastfsl.errors import BundleError, DataError, ShapeError
 
@@ -83,7 +83,7 @@ class Readout:
             raise DataError(f"flow_weight must be a finite number, 0 or above, got {self.flow_weight!r}")
         if not is_positive(self.temperature):
             raise DataError(f"temperature must be a finite number above 0, got {self.temperature!r}")
-        if self.threshold is not None and not _is_fraction(self.threshold):
+        if self.threshold is not None and not is_fraction(self.threshold):
             raise DataError(f"threshold must be None or a number from 0 to 1, got {self.threshold!r}")
         _check_array("linear_weight", self.linear_weight, (None, None))
         _check_array("linear_bias", self.linear_bias, (self.num_classes,))
@@ -246,7 +246,3 @@ def _check_array(name: str, array: np.ndarray[Any, Any], shape: tuple[int | None
 def _is_weight(value: object) -> bool:
     is_zero = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
     return is_positive(value) or is_zero
-
-
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, int | float) and _is_weight(value) and value <= 1

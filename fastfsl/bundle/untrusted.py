@@ -104,3 +104,8 @@ def _check_json(value: object, depth: int) -> None:
 def is_positive(value: object) -> bool:
     """A finite number above 0; a boolean is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def is_fraction(value: object) -> bool:
+    """A number from 0 to 1; a boolean is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -29,6 +29,7 @@ FIELDS = {
     "logit_scale": 100,
     "preprocessing": {"image_size": [32, 32]},
     "encoder": {"backbone": "ViT-B-32", "pretrained": None, "digest": "0" * 64},
+    "blend": {"alpha": 0.3, "normalized": False},
     "versions": {"torch": "2.15.0"},
     "metrics": {"held_out_support": {"accuracy": 0.91, "num_folds": 4}},
     "parity": {"flow": {"max_abs": 1e-6}},
@@ -165,6 +166,22 @@ def test_manifests_with_any_bytes_changed(edits, cut):
         (json.dumps({**_VALID, "read_steps": [0, 0, 2]}).encode(), "ascending"),
         (json.dumps({**_VALID, "read_steps": [-1, 2]}).encode(), "ascending"),
         (json.dumps({**_VALID, "read_steps": [0, True, 2]}).encode(), "ascending"),
+        *(
+            (json.dumps({**_VALID, "blend": blend}).encode(), "'blend' must be null, or an object with an alpha")
+            for blend in (
+                {},
+                0.3,
+                {"alpha": 0.3},
+                {"normalized": True},
+                {"alpha": 1.01, "normalized": True},
+                {"alpha": -0.01, "normalized": True},
+                {"alpha": True, "normalized": True},
+                {"alpha": "0.3", "normalized": True},
+                {"alpha": None, "normalized": True},
+                {"alpha": 0.3, "normalized": 0},
+                {"alpha": 0.3, "normalized": True, "beta": 1},
+            )
+        ),
         (json.dumps({**_VALID, "class_names": ["x" * 500, 3]}).encode(), r"got \['x+\.\.\."),
     ],
 )
@@ -176,7 +193,7 @@ def test_manifest_errors_say_what_is_wrong(data, message):
 
 _ENTRY = {"sha256": "a" * 64, "size": 3}
 _FLOW, _READOUT = {"flow/model.onnx": _ENTRY}, {"heads/readout.safetensors": _ENTRY}
-_FEATURES = {**_VALID, "encoder": None, "preprocessing": None}
+_FEATURES = {**_VALID, "encoder": None, "preprocessing": None, "blend": None}
 _NO_FLOW = {**_FEATURES, "files": _READOUT, "num_steps": 0, "step_size": None, "read_steps": []}
 
 
@@ -210,6 +227,7 @@ def test_a_flow_or_a_readout_or_both(values):
         ({**_FEATURES, "files": _FLOW, "step_size": None}, "a flow has a 'step_size'"),
         ({**_FEATURES, "files": _FLOW, "read_steps": [0, 1]}, "end with 'num_steps'"),
         ({**_FEATURES, "files": _FLOW, "read_steps": [0, 3]}, "end with 'num_steps'"),
+        ({**_FEATURES, "files": _FLOW, "blend": _VALID["blend"]}, "a 'blend' is an encoder's"),
     ],
 )
 def test_parts_that_contradict_each_other(values, message):
@@ -217,7 +235,16 @@ def test_parts_that_contradict_each_other(values, message):
         Manifest.from_json(json.dumps(values).encode())
 
 
-@pytest.mark.parametrize("key", [key for key in _VALID if key != "read_steps"])
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_a_blend_may_be_left_out_and_holds_its_weight(alpha):
+    blended = Manifest.from_json(json.dumps({**_VALID, "blend": {"alpha": alpha, "normalized": True}}).encode())
+    assert blended.blend == {"alpha": alpha, "normalized": True}
+    assert isinstance(blended.blend["alpha"], float)
+    for values in ({**_VALID, "blend": None}, {key: value for key, value in _VALID.items() if key != "blend"}):
+        assert Manifest.from_json(json.dumps(values).encode()).blend is None
+
+
+@pytest.mark.parametrize("key", [key for key in _VALID if key not in {"read_steps", "blend"}])
 def test_every_other_key_is_required(key):
     with pytest.raises(BundleError, match=key):
         Manifest.from_json(json.dumps({k: v for k, v in _VALID.items() if k != key}).encode())
