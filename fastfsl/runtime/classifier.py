@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fastfsl import bundle
-from fastfsl.errors import BundleError, ConfigError, DataError, ShapeError
-from fastfsl.images import Preprocessing
+from fastfsl.errors import ConfigError, DataError
+from fastfsl.runtime.feature_rows import feature_rows
 from fastfsl.runtime.head import Head
-from fastfsl.runtime.image_reader import ImageReader, chunks, image_items
+from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
+from fastfsl.runtime.image_reader import chunks, image_items
 from fastfsl.runtime.prediction import Prediction, rank, softmax
-from fastfsl.runtime.session import (
-    Session,
-    check_count,
-    check_graph,
-    create_row_session,
-    installed_onnxruntimes,
-    run_finite,
-)
+from fastfsl.runtime.session import Session, check_count, create_row_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
     from fastfsl.images import ImageSource
@@ -44,16 +37,14 @@ class Classifier:
         self,
         manifest: bundle.Manifest,
         head: Head,
-        visual: Session | None,
-        reader: ImageReader | None,
+        encoder: ImageEncoder | None,
         *,
         max_batch: int,
         origin: dict[str, Any],
     ) -> None:
         self._manifest = manifest
         self._head = head
-        self._visual = visual
-        self._reader = reader
+        self._image_encoder = encoder
         self._max_batch = max_batch
         self._origin = origin
 
@@ -65,6 +56,7 @@ class Classifier:
         device: str = "auto",
         num_threads: int | None = None,
         max_batch: int = 32,
+        alpha: float | None = None,
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -76,6 +68,8 @@ class Classifier:
                 (OMP_NUM_THREADS or OPENBLAS_NUM_THREADS, before numpy is imported).
             max_batch: largest number of images computed at once; it bounds the memory. Embeddings, which are small,
                 are computed 256 at once, or `max_batch` if that is more.
+            alpha: weight, from 0 to 1, of the tuned image tower in its blend with the frozen one, where the bundle's
+                encoder is such a blend; None: the weight it was trained with.
 
         Raises:
             BundleError: the bundle is incomplete, altered, or of an unknown version.
@@ -84,6 +78,7 @@ class Classifier:
         """
         check_count("max_batch", max_batch)
         manifest = bundle.read_manifest(path)
+        weight = blend_weight(manifest, alpha)
         for name in manifest.files:
             if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
                 bundle.check_file(path, manifest, name)
@@ -92,24 +87,15 @@ class Classifier:
             return create_row_session(model, name, device=device, num_threads=num_threads)
 
         head = Head.load(path, manifest, create)
-        visual, reader = None, None
-        if manifest.preprocessing is not None:
-            try:
-                preprocessing = Preprocessing.from_dict(manifest.preprocessing)
-            except DataError as error:
-                raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
-            reader = ImageReader(preprocessing)
-            file = Path(path) / bundle.VISUAL_GRAPH
-            visual = create(bundle.read_file(path, manifest, bundle.VISUAL_GRAPH), str(file))
-            shape = [*preprocessing.image_size, 3]
-            check_graph(file, visual, {"images": shape}, {"image_embeds": [manifest.embed_dim]})
+        encoder = ImageEncoder.load(path, manifest, create, weight)
         origin = {
             "bundle": os.fspath(path),
             "digest": bundle.bundle_digest(path),
             "device": device,
             "num_threads": num_threads,
+            "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
         }
-        return cls(manifest, head, visual, reader, max_batch=max_batch, origin=origin)
+        return cls(manifest, head, encoder, max_batch=max_batch, origin=origin)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,13 +123,13 @@ class Classifier:
         check_count("top_k", top_k)
         if on_error not in ("raise", "mark"):
             raise ConfigError(f"on_error must be 'raise' or 'mark', got {on_error!r}")
-        _, reader = self._encoder()
+        encoder = self._encoder()
         predictions: list[Prediction] = []
         for chunk in chunks(image_items(images), self._max_batch):
-            pixels, errors = reader.read(chunk)
+            pixels, errors = encoder.reader.read(chunk)
             if on_error == "raise":
                 _raise_first(errors)
-            ranked = iter(self._rank(self._logits(self._embed_pixels(pixels)), top_k))
+            ranked = iter(self._rank(self._logits(encoder.embed(pixels)), top_k))
             predictions.extend(
                 next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
             )
@@ -155,18 +141,23 @@ class Classifier:
         return _stack(parts, len(self.class_names))
 
     def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The encoder's L2-normalised embeddings, (n, d) float32. Images and errors as for ``predict``."""
+        """The encoder's embeddings, (n, d) float32. Images and errors as for ``predict``.
+
+        They are L2-normalised, but for those of a bundle whose blend is not (``describe()["blend"]["normalized"]``):
+        alpha * tuned + (1 - alpha) * frozen as it is, at most 1 long.
+        """
         return _stack(list(self._embedded(images)), self._manifest.embed_dim)
 
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
 
         Args:
-            features: (n, d) or (d,), of any length but zero; they are normalised first.
+            features: (n, d) or (d,), of any length but zero; they are normalised first. Of a bundle whose blend is not
+                normalised they are taken as ``embed`` gives them, at most 1 long.
 
         Raises:
             ShapeError: another shape, or no numbers.
-            DataError: NaN, infinite or all-zero rows; they are named.
+            DataError: NaN, infinite, all-zero or, of such a blend, longer rows; they are named.
         """
         rows = self._rows(features)
         parts = [self._head.transport(rows[part]) for part in self._slices(len(rows))]
@@ -186,10 +177,12 @@ class Classifier:
 
         ``providers`` holds, for each graph, the execution providers its session really has, best first; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
-        and threshold, or None if the logits are simply the flow's.
+        and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
+        is normalised, or None if the encoder is no blend.
         """
         manifest, readout = self._manifest, self._head.readout
-        sessions = {"visual": self._visual, "flow": self._head.flow}
+        encoder = self._image_encoder
+        sessions = {"visual": None if encoder is None else encoder.session, "flow": self._head.flow}
         return {
             **self._origin,
             "max_batch": self._max_batch,
@@ -208,26 +201,20 @@ class Classifier:
             "onnxruntime": installed_onnxruntimes(),
         }
 
-    def _encoder(self) -> tuple[Session, ImageReader]:
-        if self._visual is None or self._reader is None:
+    def _encoder(self) -> ImageEncoder:
+        if self._image_encoder is None:
             raise DataError(
                 "this bundle was trained on features and holds no image encoder; pass embeddings of the same encoder "
                 "to classify_features, feature_probabilities or transport"
             )
-        return self._visual, self._reader
+        return self._image_encoder
 
     def _embedded(self, images: Images) -> Iterable[np.ndarray[Any, Any]]:
-        _, reader = self._encoder()
+        encoder = self._encoder()
         for chunk in chunks(image_items(images), self._max_batch):
-            pixels, errors = reader.read(chunk)
+            pixels, errors = encoder.reader.read(chunk)
             _raise_first(errors)
-            yield self._embed_pixels(pixels)
-
-    def _embed_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        visual, _ = self._encoder()
-        if len(pixels) == 0:
-            return np.empty((0, self._manifest.embed_dim), np.float32)
-        return run_finite(visual, "image_embeds", {"images": pixels})
+            yield encoder.embed(pixels)
 
     def _logits(self, embeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if len(embeds) == 0:
@@ -246,35 +233,8 @@ class Classifier:
         return [slice(start, start + step) for start in range(0, count, step)]
 
     def _rows(self, features: object) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Checked features as L2-normalised float32 rows.
-
-        The norm is taken in float64, so that very long and very short features neither over- nor underflow.
-        """
-        width = self._manifest.embed_dim
-        try:
-            array = np.asarray(features)
-        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that cannot become arrays
-            raise ShapeError(f"features must be an array of numbers of shape (n, {width}): {error}") from error
-        if array.ndim > 0 and len(array) == 0:
-            return np.empty((0, width), np.float32)
-        if array.dtype.kind not in "fiu":
-            raise ShapeError(f"features must be numbers, got dtype {array.dtype}")
-        rows = array.astype(np.float64)
-        rows = rows[None] if rows.ndim == 1 else rows
-        if rows.ndim != 2 or rows.shape[1] != width:
-            raise ShapeError(f"features must have shape (n, {width}) or ({width},), got {array.shape}")
-        _refuse_rows(np.logical_not(np.isfinite(rows).all(axis=1)), "NaN or infinite values")
-        longest = np.abs(rows).max(axis=1, keepdims=True)
-        _refuse_rows(longest[:, 0] == 0, "nothing but zeros, which have no direction")
-        rows /= longest
-        unit: np.ndarray[Any, np.dtype[np.float32]] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return unit.astype(np.float32)
-
-
-def _refuse_rows(bad: np.ndarray[Any, Any], what: str) -> None:
-    if bad.any():
-        named = ", ".join(map(str, np.flatnonzero(bad)[:5]))
-        raise DataError(f"{int(bad.sum())} feature rows hold {what} (rows {named}, counted from 0); leave them out")
+        blend = self._manifest.blend
+        return feature_rows(features, self._manifest.embed_dim, normalized=blend is None or blend["normalized"])
 
 
 def _raise_first(errors: Sequence[Exception | None]) -> None:

@@ -36,15 +36,16 @@ class RowParallelSession:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastfsl-rows")
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
-        """Compute the named outputs; the first dimension of every input and output is the rows."""
-        count = min(len(values) for values in input_feed.values())
+        """Compute the named outputs; the first dimension of every output and input is the rows, a scalar's aside."""
+        rows = {name: values for name, values in input_feed.items() if np.ndim(values) > 0}
+        count = min(len(values) for values in rows.values())
         if count < ROWS_PER_THREAD * self._num_threads:
             return self._shared.run(output_names, input_feed)
         bounds = [count * part // self._num_threads for part in range(self._num_threads + 1)]
         parts = list(
             self._pool.map(
                 lambda start, end: self._single.run(
-                    output_names, {name: values[start:end] for name, values in input_feed.items()}
+                    output_names, {**input_feed, **{name: values[start:end] for name, values in rows.items()}}
                 ),
                 bounds[:-1],
                 bounds[1:],
@@ -55,6 +56,10 @@ class RowParallelSession:
     def get_inputs(self) -> list[Node]:
         """The graph's inputs."""
         return self._shared.get_inputs()
+
+    def get_overridable_initializers(self) -> list[Node]:
+        """The graph's inputs that have a value of their own."""
+        return self._shared.get_overridable_initializers()
 
     def get_outputs(self) -> list[Node]:
         """The graph's outputs."""

@@ -53,6 +53,10 @@ class Session(Protocol):
         """The graph's inputs."""
         ...
 
+    def get_overridable_initializers(self) -> list[Node]:
+        """The graph's inputs that have a value of their own."""
+        ...
+
     def get_outputs(self) -> list[Node]:
         """The graph's outputs."""
         ...

@@ -46,6 +46,32 @@ def visual_model(projection: np.ndarray, size=SIZE, batch="batch") -> Any:
     )
 
 
+def blend_model(tuned: np.ndarray, frozen: np.ndarray, alpha=0.3, *, normalized=False) -> Any:
+    """uint8 images -> flatten -> two projections, each L2-normalised -> their blend by an overridable weight."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["pixels"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "tuned"], ["tuned_projected"]),
+        helper.make_node("MatMul", ["flat", "frozen"], ["frozen_projected"]),
+        helper.make_node("LpNormalization", ["tuned_projected"], ["tuned_unit"], axis=-1, p=2),
+        helper.make_node("LpNormalization", ["frozen_projected"], ["frozen_unit"], axis=-1, p=2),
+        helper.make_node("Sub", ["tuned_unit", "frozen_unit"], ["difference"]),
+        helper.make_node("Mul", ["difference", "alpha"], ["weighed"]),
+        helper.make_node("Add", ["frozen_unit", "weighed"], ["blend"]),
+        helper.make_node("LpNormalization", ["blend"], ["image_embeds"], axis=-1, p=2)
+        if normalized
+        else helper.make_node("Identity", ["blend"], ["image_embeds"]),
+    ]
+    return _model(
+        nodes,
+        [("images", TensorProto.UINT8, ["batch", *SIZE, 3]), ("alpha", TensorProto.FLOAT, [])],
+        [("image_embeds", TensorProto.FLOAT, ["batch", WIDTH])],
+        tuned=tuned,
+        frozen=frozen,
+        alpha=np.float32(alpha),
+    )
+
+
 def flow_model(class_embeddings: np.ndarray, rotation: np.ndarray, scale=SCALE) -> Any:
     """Embeddings -> normalise -> rotate -> cosine with classes that a caller may override."""
     width = rotation.shape[0]
@@ -183,3 +209,15 @@ def make_visual():
 def make_flow():
     """``flow_model``, likewise."""
     return flow_model
+
+
+@pytest.fixture(scope="session")
+def make_blend():
+    """``blend_model``."""
+    return blend_model
+
+
+@pytest.fixture(scope="session")
+def preprocessing() -> Preprocessing:
+    """What the bundles' encoder wants done to an image."""
+    return PREPROCESSING

@@ -1,0 +1,102 @@
+"""From images to embeddings: the reader, the image tower's graph and, of a blend of two towers, the weight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastfsl import bundle
+from fastfsl.bundle.untrusted import is_fraction
+from fastfsl.errors import BundleError, ConfigError, DataError
+from fastfsl.images import Preprocessing
+from fastfsl.runtime.image_reader import ImageReader
+from fastfsl.runtime.session import check_graph, run_finite
+
+if TYPE_CHECKING:
+    from fastfsl.runtime.session import Session
+
+
+class ImageEncoder:
+    """A bundle's image encoder. Several threads may call it.
+
+    Args:
+        session: of the image tower's graph.
+        reader: prepares what the tower gets.
+        width: d, of the embeddings.
+        alpha: weight of the tuned tower in a blend; None: the encoder is no blend.
+    """
+
+    def __init__(self, session: Session, reader: ImageReader, width: int, alpha: float | None) -> None:
+        self.session = session
+        self.reader = reader
+        self._width = width
+        self._scalars = {} if alpha is None else {"alpha": np.array(alpha, np.float32)}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        manifest: bundle.Manifest,
+        create: Callable[[bytes, str], Session],
+        alpha: float | None,
+    ) -> ImageEncoder | None:
+        """Read a bundle's image encoder, checked against its manifest; None if it has none.
+
+        Args:
+            path: the bundle's folder.
+            manifest: its manifest.
+            create: makes a session of a graph's bytes and the name that messages call it.
+            alpha: as `blend_weight` gives it.
+
+        Raises:
+            BundleError: the graph is altered, or it or the preprocessing is not what the manifest promises.
+        """
+        if manifest.preprocessing is None:
+            return None
+        try:
+            preprocessing = Preprocessing.from_dict(manifest.preprocessing)
+        except DataError as error:
+            raise BundleError(f"{Path(path) / bundle.MANIFEST_NAME}: {error}; export the bundle again") from error
+        file = Path(path) / bundle.VISUAL_GRAPH
+        session = create(bundle.read_file(path, manifest, bundle.VISUAL_GRAPH), str(file))
+        check_graph(file, session, {"images": [*preprocessing.image_size, 3]}, {"image_embeds": [manifest.embed_dim]})
+        nodes = (*session.get_inputs(), *session.get_overridable_initializers())
+        found = {node.name: (node.type, list(node.shape)) for node in nodes if node.name != "images"}
+        expected = {} if manifest.blend is None else {"alpha": ("tensor(float)", [])}
+        if found != expected:
+            raise BundleError(
+                f"{file}: expected, of an encoder whose blend is {manifest.blend}, the inputs {expected} besides "
+                f"images, got {found}; export the bundle again"
+            )
+        return cls(session, ImageReader(preprocessing), manifest.embed_dim, alpha)
+
+    def embed(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Embeddings (n, d) of prepared pixels (n, height, width, 3), n from 0."""
+        if len(pixels) == 0:
+            return np.empty((0, self._width), np.float32)
+        return run_finite(self.session, "image_embeds", {"images": pixels, **self._scalars})
+
+
+def blend_weight(manifest: bundle.Manifest, alpha: object) -> float | None:
+    """The weight of the tuned tower: the one asked for, or the manifest's; None where the encoder is no blend.
+
+    Raises:
+        ConfigError: the encoder is no blend and a weight was asked for, or it is no number from 0 to 1.
+    """
+    if manifest.blend is None:
+        if alpha is not None:
+            raise ConfigError(
+                "alpha is the weight of the tuned tower in a blend with the frozen one, and this bundle's encoder is "
+                f"no blend: leave alpha={alpha!r} out"
+            )
+        return None
+    if alpha is None:
+        alpha = manifest.blend["alpha"]
+    weight: object = alpha.item() if isinstance(alpha, np.generic) else alpha
+    if not isinstance(weight, int | float) or not is_fraction(weight):
+        raise ConfigError(f"alpha must be a number from 0 (the frozen tower alone) to 1 (the tuned one), got {alpha!r}")
+    return float(weight)
