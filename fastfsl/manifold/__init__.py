@@ -1,6 +1,16 @@
-"""MPS-Tuning: Gram alignment, hierarchical sculpting and the tuned tower, in pure torch."""
+"""MPS-Tuning: Gram alignment, hierarchical sculpting and the tuned tower, in pure torch.
 
-from fastfsl.manifold.blend import BlendedCLIP
-from fastfsl.manifold.tower import TowerOutput, TunedTower
+Source: "Preserve and Sculpt", arXiv 2508.12877.
+"""
 
-__all__ = ["BlendedCLIP", "TowerOutput", "TunedTower"]
+from fastfsl.manifold.gram import gram_alignment_loss, manifold_alignment_loss
+from fastfsl.manifold.schedule import temperature_at
+from fastfsl.manifold.sculpting import hierarchical_sculpting_loss, sculpting_loss
+
+__all__ = [
+    "gram_alignment_loss",
+    "hierarchical_sculpting_loss",
+    "manifold_alignment_loss",
+    "sculpting_loss",
+    "temperature_at",
+]
