@@ -1,0 +1,257 @@
+"""The training loop of everything that is tuned by its own objective: towers, adapters, prompts."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from fastfsl.devices import has_fast_bf16
+from fastfsl.errors import ConfigError
+from fastfsl.fit.batches import Batches, derived_seed
+from fastfsl.fit.checkpoint import Checkpoint, State
+from fastfsl.fit.flow_training import warmup_cosine
+from fastfsl.fit.objective import Objective, add_gradient
+
+__all__ = ["History", "Objective", "Precision", "TuningRecipe", "tune"]
+
+EpochCallback = Callable[[int, int], None]
+History = list[dict[str, Any]]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+_PARAMETER = "parameter/"  # before the name of a trained parameter in a checkpoint
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TuningRecipe:
+    """How an objective is trained. The default is MPS-Tuning's.
+
+    Attributes:
+        epochs: passes over the samples.
+        batch_size: samples an update.
+        num_views: views of every sample in an update.
+        optimizer: `sgd`, with momentum, or `adamw`.
+        learning_rate: after the warm-up, from where it falls to 0 as half a cosine, update by update.
+        momentum: SGD's.
+        weight_decay: on every trained parameter.
+        warmup_epochs: epochs at the constant rate `warmup_rate`.
+        warmup_rate: see there.
+        precision: `fp32`; `bf16` or `fp16` for products, weights and sums in float32 (fp16, with a scaled loss, on CUDA
+            only); or `auto`: bf16 on processors and cards with matrix units for it.
+        micro_batch: samples that are carried back at once, for small memories; the outputs are then computed twice.
+            Losses over the batch stay those of the whole batch. None: all.
+
+    Source: MPS-Tuning (arXiv 2508.12877), training details.
+    """
+
+    epochs: int = 50
+    batch_size: int = 32
+    num_views: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.002
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 1
+    warmup_rate: float = 1e-5
+    precision: Precision = "fp32"
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values no training can be done with."""
+        for name in ("epochs", "batch_size", "num_views", "micro_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ConfigError(f"expected 0 <= warmup_epochs <= epochs, got {self.warmup_epochs} and {self.epochs}")
+        for name in ("learning_rate", "warmup_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"expected {name} > 0, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} and {self.weight_decay}"
+            )
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ConfigError(f"expected optimizer 'sgd' or 'adamw', got {self.optimizer!r}")
+        if self.precision not in (*_DTYPES, "auto"):
+            raise ConfigError(f"expected precision 'fp32', 'bf16', 'fp16' or 'auto', got {self.precision!r}")
+
+    def rate_at(self, update: int, batches_per_epoch: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        warmup = self.warmup_epochs * batches_per_epoch
+        if update < warmup:
+            return self.warmup_rate
+        return self.learning_rate * warmup_cosine(0, self.epochs * batches_per_epoch - warmup)(update - warmup)
+
+    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        """What products are computed in there, or None for float32.
+
+        Raises:
+            ConfigError: fp16 elsewhere than on CUDA.
+        """
+        if self.precision == "auto":
+            return torch.bfloat16 if has_fast_bf16(device) else None
+        if self.precision == "fp16" and device.type != "cuda":
+            raise ConfigError(f"expected precision fp32, bf16 or auto on {device.type}, got fp16: it needs CUDA")
+        return _DTYPES[self.precision]
+
+
+def tune(
+    objective: Objective,
+    batches: Batches,
+    recipe: TuningRecipe,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: EpochCallback | None = None,
+    on_log: Callable[[str], None] | None = None,
+    evaluate: Callable[[int], Mapping[str, Any] | None] | None = None,
+) -> History:
+    """Train an objective, in place. Result and history are functions of (objective, batches, recipe, seed) alone.
+
+    Args:
+        objective: what to train, on `device`; in train mode meanwhile, in eval mode afterwards.
+        batches: its training set.
+        recipe: what to do.
+        seed: seed of the objective's random numbers (dropout), drawn anew for every batch.
+        device: where to compute.
+        checkpoint: where the state is kept; a training that was stopped goes on from there.
+        on_epoch: called with (epochs done, epochs in all).
+        on_log: told when a stopped training goes on.
+        evaluate: called after every epoch with the number of epochs done; what it returns joins the epoch's history.
+
+    Returns:
+        By epoch the mean of every loss, the learning rate of its last update, and its seconds.
+
+    Raises:
+        ConfigError: nothing to train, a precision that the device does not have, or a training that diverged.
+    """
+    parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    if not parameters:
+        raise ConfigError("expected an objective with trained parameters, got none with requires_grad")
+    dtype = recipe.autocast_dtype(device)
+    optimizer = _optimizer(recipe, list(parameters.values()))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    place = _Place()
+    if checkpoint is not None:
+        checkpoint = checkpoint.including(
+            recipe=asdict(recipe), dtype=str(dtype), seed=seed, samples=batches.num_samples
+        )
+        expected = {_PARAMETER + name: parameter for name, parameter in parameters.items()}
+        state = checkpoint.load(expected)
+        if state is not None:
+            place = _restore(state, parameters, optimizer, scaler)
+            if on_log is not None:
+                on_log(f"going on after epoch {place.epoch}, batch {place.batch} from {checkpoint.folder}")
+    per_epoch = batches.batches_per_epoch
+    total = recipe.epochs * per_epoch
+    autocast = partial(torch.autocast, device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in range(place.epoch, recipe.epochs):
+            objective.train()
+            started = time.monotonic() - place.seconds
+            with closing(batches.epoch(epoch, first=place.batch)) as remaining:
+                for inputs, labels in remaining:
+                    update = epoch * per_epoch + place.batch
+                    for group in optimizer.param_groups:
+                        group["lr"] = recipe.rate_at(update, per_epoch)
+                    optimizer.zero_grad()
+                    losses = add_gradient(
+                        objective,
+                        inputs.to(device),
+                        labels.to(device),
+                        update / total,
+                        seed=derived_seed(seed, update),
+                        micro_batch=recipe.micro_batch,
+                        autocast=autocast,
+                        scale=scaler.scale,
+                    )
+                    scaler.step(optimizer)
+                    scaler.update()
+                    place.add(losses, len(labels))
+                    place.seconds = time.monotonic() - started
+                    if checkpoint is not None and checkpoint.due and place.batch < per_epoch:
+                        checkpoint.save(_capture(place, parameters, optimizer, scaler))
+            place.end_epoch(recipe.rate_at((epoch + 1) * per_epoch - 1, per_epoch))
+            objective.train(mode=False)
+            if evaluate is not None:
+                place.history[-1] |= evaluate(epoch + 1) or {}
+            if checkpoint is not None and (checkpoint.due or epoch + 1 == recipe.epochs):
+                checkpoint.save(_capture(place, parameters, optimizer, scaler))
+            if on_epoch is not None:
+                on_epoch(epoch + 1, recipe.epochs)
+    objective.train(mode=False)
+    return place.history
+
+
+@dataclass
+class _Place:
+    """Where a training is, in JSON values: epochs done, batches done of the next one, and its losses so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=list)
+
+    def add(self, losses: Mapping[str, float], num_samples: int) -> None:
+        """One batch is done."""
+        self.batch += 1
+        self.samples += num_samples
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * num_samples
+
+    def end_epoch(self, learning_rate: float) -> None:
+        """Its means go into the history."""
+        means = {name: total / self.samples for name, total in self.sums.items()}
+        self.epoch += 1
+        self.history.append(
+            {"epoch": self.epoch, **means, "learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
+        )
+        self.batch, self.samples, self.seconds, self.sums = 0, 0, 0.0, {}
+
+
+def _optimizer(recipe: TuningRecipe, parameters: list[Parameter]) -> Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def _capture(
+    place: _Place, parameters: Mapping[str, Parameter], optimizer: Optimizer, scaler: torch.amp.GradScaler
+) -> State:
+    """Parameters as `parameter/NAME`, the optimizer's tensors as `KEY/NAME`, everything else as the record."""
+    tensors: dict[str, Tensor] = {_PARAMETER + name: parameter for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        slots = optimizer.state.get(parameter, {})
+        tensors |= {f"{key}/{name}": value for key, value in slots.items() if value is not None}
+    return State(tensors, {"place": asdict(place), "scaler": scaler.state_dict()})
+
+
+def _restore(
+    state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer, scaler: torch.amp.GradScaler
+) -> _Place:
+    """Undo `_capture`, in place."""
+    numbers = {name: number for number, name in enumerate(parameters)}
+    slots: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in state.tensors.items():
+        key, name = path.split("/", maxsplit=1)
+        if key == _PARAMETER[:-1]:
+            parameters[name].data.copy_(tensor)
+        else:
+            slots.setdefault(numbers[name], {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    scaler.load_state_dict(state.record["scaler"])
+    return _Place(**state.record["place"])
