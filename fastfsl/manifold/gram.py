@@ -103,7 +103,13 @@ class _GramAlignment(torch.autograd.Function):
     """Value (B,) of each Gram matrix; the gradient is (2 c / N^2) W F, W = sign(S - S') or 2 (S - S')."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, reference: Tensor, kind: Kind, normalize: bool) -> Tensor:  # noqa: FBT001 (apply takes no keywords)
+    def forward(  # torch fills the context, and apply takes no keywords
+        ctx: Any,  # noqa: ANN401
+        features: Tensor,
+        reference: Tensor,
+        kind: Kind,
+        normalize: bool,  # noqa: FBT001
+    ) -> Tensor:
         difference = features - reference
         scale = None
         if normalize:
@@ -133,7 +139,7 @@ class _GramAlignment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         features, scale, weights = ctx.saved_tensors
         rows = features if scale is None else features * scale
         with torch.autocast(features.device.type, enabled=False):

@@ -66,7 +66,7 @@ def sculpting_loss(
         similarities = rows @ torch.cat((rows, texts)).mT / temperature
         others = torch.cat((labels, torch.arange(num_classes, device=labels.device)))
         same_class = labels[:, None] == others
-        positive = same_class.clone().fill_diagonal_(False)  # noqa: FBT003 (takes no keyword)
+        positive = same_class.clone().fill_diagonal_(False)
         attraction = similarities.where(positive, 0).sum(dim=1) / positive.sum(dim=1)
         # Taken from the others before they are summed, and the two kinds summed apart: a loss near 0 keeps its digits.
         relative = similarities - attraction[:, None]
