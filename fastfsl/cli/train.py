@@ -1,5 +1,6 @@
 """`fastfsl train`: from a data set to a run folder."""
 
+import shutil
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from fastfsl.cli import options
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
-from fastfsl.fit.methods import DEFAULT_METHOD, METHODS  # noqa: TID253  # the registry imports no estimator
+from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, SOURCES  # noqa: TID253  # the registry imports no estimator
 
 if TYPE_CHECKING:
     from fastfsl.fit.run import Run
@@ -70,9 +71,12 @@ def train(
             "device": device,
         },
     )
+    # What a long tuning has done so far: the same command goes on from it.
+    checkpoints = out.with_name(f".{out.name}.training")
     with reporting() as reporter:
-        run = run_training(data, resolved, reporter=reporter)
+        run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
     run.save(out, force=force)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     if as_json:
         print_json(_summary(run, out))
     else:
@@ -81,7 +85,17 @@ def train(
 
 # The command's help lists the methods, from the one place that describes them.
 train.__doc__ = "\n".join(
-    [cleandoc(train.__doc__ or ""), "", "Methods:", "", *(f"- {name}: {METHODS[name].summary}" for name in METHODS)]
+    [
+        cleandoc(train.__doc__ or ""),
+        "",
+        "Methods on frozen features:",
+        "",
+        *(f"- {name}: {method.summary}" for name, method in METHODS.items()),
+        "",
+        "Methods that tune the encoder or its texts (images only); any of the above may follow, as in mps+fma:",
+        "",
+        *(f"- {name}: {source.summary}" for name, source in SOURCES.items()),
+    ]
 )
 
 

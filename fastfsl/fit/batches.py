@@ -22,6 +22,7 @@ from torch import Tensor
 from fastfsl.encoders import Augmentation
 from fastfsl.encoders.augmentation import augmented_view, seed_of_view
 from fastfsl.errors import ConfigError, ShapeError
+from fastfsl.fit.processes import ALONE, Processes
 from fastfsl.images import Preprocessing, open_image
 
 # Decoded images kept in memory: at 500 x 375 pixels about 1900 of them, 16 shots of a hundred classes.
@@ -42,18 +43,13 @@ class Batches(Protocol):
         """Batches of one pass over them."""
 
     def epoch(
-        self, number: int, *, first: int = 0, rank: int = 0, world: int = 1
+        self, number: int, *, first: int = 0, processes: Processes = ALONE
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The batches of epoch `number`, from batch `first` on: inputs and labels.
 
-        Of several processes the one of that `rank` gets the inputs of its share of the batch only (see `share_of`), or
-        of one sample where its share is empty; the labels are always those of the whole batch.
+        Of several processes each gets the inputs of its share of the batch only, or of one sample where its share is
+        empty; the labels are always those of the whole batch.
         """
-
-
-def share_of(num_samples: int, rank: int, world: int) -> slice:
-    """Which samples of a batch one of several processes takes: contiguous, in the order of the ranks."""
-    return slice(rank * num_samples // world, (rank + 1) * num_samples // world)
 
 
 def derived_seed(*parts: object) -> int:
@@ -86,12 +82,12 @@ class _Shuffled:
     def _generator(self, purpose: str, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(purpose, self._seed, epoch))
 
-    def _indices(self, epoch: int, first: int, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
+    def _indices(self, epoch: int, first: int, processes: Processes) -> list[tuple[Tensor, Tensor]]:
         """By batch the samples of the share, one at least, and those of the whole batch."""
         order = torch.randperm(self.num_samples, generator=self._generator("order", epoch))
         shares = []
         for batch in order.split(self._batch_size)[first:]:
-            share = share_of(len(batch), rank, world)
+            share = processes.share(len(batch))
             shares.append((batch[share.start : max(share.stop, share.start + 1)], batch))
         return shares
 
@@ -125,12 +121,12 @@ class FeatureBatches(_Shuffled):
         self._num_views = num_views
 
     def epoch(
-        self, number: int, *, first: int = 0, rank: int = 0, world: int = 1
+        self, number: int, *, first: int = 0, processes: Processes = ALONE
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Inputs (n, V, d) and labels (n,); see `Batches`."""
         chances = torch.rand(self._features.shape[:2], generator=self._generator("views", number))
         views = chances.argsort(dim=1)[:, : self._num_views]
-        for mine, batch in self._indices(number, first, rank, world):
+        for mine, batch in self._indices(number, first, processes):
             yield self._features[mine[:, None], views[mine]], self._labels[batch]
 
 
@@ -173,7 +169,7 @@ class ImageBatches(_Shuffled):
         self._decoded: dict[int, Image.Image] = {}
 
     def epoch(
-        self, number: int, *, first: int = 0, rank: int = 0, world: int = 1
+        self, number: int, *, first: int = 0, processes: Processes = ALONE
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Inputs (n, V, 3, height, width), normalised, fp32, and labels (n,); see `Batches`.
 
@@ -183,7 +179,7 @@ class ImageBatches(_Shuffled):
         ahead: deque[tuple[list[Future[Tensor]], Tensor]] = deque()
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             try:
-                for mine, batch in self._indices(number, first, rank, world):
+                for mine, batch in self._indices(number, first, processes):
                     ahead.append(([pool.submit(self._views, index, number) for index in mine.tolist()], batch))
                     if len(ahead) > _BATCHES_AHEAD:
                         yield self._collect(*ahead.popleft())

@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from fastfsl.data import ClassSelection
 from fastfsl.errors import ConfigError
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.methods import DEFAULT_METHOD, check_names, find_method, make_estimator
+from fastfsl.fit.methods import (
+    DEFAULT_METHOD,
+    Method,
+    check_names,
+    find_method,
+    find_source,
+    make_estimator,
+    make_source,
+)
+from fastfsl.fit.source import Source
 
 # numpy's and scikit-learn's random states take 32 bits.
 _MAX_SEED = 2**32 - 1
@@ -20,7 +29,7 @@ class TrainConfig(BaseModel):
     """Everything that decides a run, as it is stored with the run.
 
     Attributes:
-        method: a key of `METHODS`.
+        method: a key of `METHODS`, of `SOURCES`, or a source and an estimator on its features (`mps+fma`).
         shots: images a class, drawn by `seed`; None takes all of the train split.
         seed: seed of the episode, the augmented views and the training.
         classes: `all`, `base` (the first half of the classes, rounded up) or `new` (the rest).
@@ -32,6 +41,7 @@ class TrainConfig(BaseModel):
         image_root: folder that a split file's paths are relative to.
         device: `auto`, `cpu` or `cuda`.
         params: the estimator's own parameters, by name: those of the method's preset and those that were given.
+        source_params: the source's, likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +58,11 @@ class TrainConfig(BaseModel):
     image_root: str | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     params: dict[str, Any] = Field(default_factory=dict)
+    source_params: dict[str, Any] = Field(default_factory=dict)
+
+    def source(self) -> Source | None:
+        """The method's untrained source; None where it has none."""
+        return make_source(self.method, self.source_params, seed=self.seed, device=self.device)
 
     def estimator(self, *, logit_scale: float) -> Estimator:
         """The method's unfitted estimator."""
@@ -57,7 +72,8 @@ class TrainConfig(BaseModel):
 def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -> TrainConfig:
     """Resolve a configuration: defaults, then the YAML file, then flags.
 
-    The file is flat: keys are `TrainConfig`'s own or the estimator's parameters (`num_blocks`, `epochs`, ...).
+    The file is flat: keys are `TrainConfig`'s own or the method's parameters (`num_blocks`, `epochs`, ...). Those of a
+    source and an estimator stand under the names of the two where both have them: `mps: {epochs: 50}`.
 
     Args:
         path: YAML file, or None.
@@ -67,13 +83,21 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
         ConfigError: if the file cannot be read, a key is unknown or a value is out of its range.
     """
     values = {**read_yaml(path), **{key: value for key, value in (flags or {}).items() if value is not None}}
-    method = find_method(values.get("method", DEFAULT_METHOD))
-    own = set(TrainConfig.model_fields) - {"params"}
-    check_names(values, own | set(method.parameters()), method.name)
-    given = {name: value for name, value in values.items() if name not in own}
+    name = values.get("method", DEFAULT_METHOD)
+    method, source = find_method(name), find_source(name)
+    own = set(TrainConfig.model_fields) - {"params", "source_params"}
+    given = {key: value for key, value in values.items() if key not in own}
+    for_source: dict[str, Any] = {}
+    if source is not None:
+        for_source, given = _shared_out(given, source, method)
+        check_names(for_source, own | set(source.parameters()), source.name)
+    check_names(given, own | set(method.parameters()), method.name)
     try:
-        params = typed_params(method.name, {**method.preset, **given})
-        return TrainConfig(**{name: values[name] for name in values if name in own}, params=params)
+        return TrainConfig(
+            **{key: values[key] for key in values if key in own},
+            params=typed_params(method, {**method.preset, **given}),
+            source_params={} if source is None else typed_params(source, {**source.preset, **for_source}),
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
@@ -81,15 +105,36 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
         ) from error
 
 
-def typed_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in the types of the estimator's signature: YAML reads 2e-4 as text, JSON a tuple as a list.
+def _shared_out(given: Mapping[str, Any], source: Method, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the source and of the estimator: by section, and else by whose they can only be."""
+    for_source: dict[str, Any] = {}
+    for_method: dict[str, Any] = {}
+    for key, value in given.items():
+        for part, options in ((source, for_source), (method, for_method)):
+            if key == part.name:
+                if not isinstance(value, dict):
+                    raise ConfigError(f"expected options under {key!r}, got {value!r}")
+                options.update(value)
+                break
+        else:
+            if key in method.parameters() and key in source.parameters():
+                raise ConfigError(
+                    f"option {key!r} is one of {source.name} and of {method.name}: put it under the name of the one "
+                    f"that is meant, as {source.name}: {{{key}: {value}}}"
+                )
+            (for_method if key in method.parameters() else for_source)[key] = value
+    return for_source, for_method
+
+
+def typed_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in the types of its signature: YAML reads 2e-4 as text, JSON a tuple as a list.
 
     Raises:
-        ConfigError: if there is no such method or parameter.
+        ConfigError: if the method has no such parameter.
         ValidationError: if a value is of another type, or infinite or NaN, which no JSON file could keep.
     """
-    types = find_method(method).parameters()
-    check_names(params, types, method)
+    types = method.parameters()
+    check_names(params, types, method.name)
     fields: dict[str, Any] = {name: (types[name], ...) for name in params}
     finite = ConfigDict(allow_inf_nan=False)
     checked: BaseModel = create_model("Parameters", __config__=finite, **fields)(**params)

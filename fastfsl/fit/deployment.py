@@ -9,13 +9,14 @@ from fastfsl.errors import ConfigError
 from fastfsl.fit.auto import Auto
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
+from fastfsl.fit.text_readout import TextReadout
 from fastfsl.flow.plan import FlowPlan
 from fastfsl.heads import Head, KernelForm, LinearForm
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """All that has to be computed for a unit feature x.
+    """All that has to be computed for a feature x, of unit length but for a blend that its texts alone read.
 
         logits(x) = (flow_weight · flow_logits(x) + Σ_j form_j(x)) / temperature.
 
@@ -51,7 +52,7 @@ def deployment(estimator: Estimator) -> Deployment:
     Raises:
         ConfigError: it is no estimator of this package.
     """
-    if isinstance(estimator, Head):
+    if isinstance(estimator, Head | TextReadout):
         return Deployment((estimator.form_,))
     if isinstance(estimator, FlowMatchingAlignment):
         return flow_deployment(estimator)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fastfsl.data import ClassSelection, FeatureDataset, ImageDataset, load_dataset, select_classes
 from fastfsl.data.scoring import Evaluation, features_to_score, images_to_score, score
 from fastfsl.encoders import Encoder, load_encoder
-from fastfsl.errors import BundleError, DataError
+from fastfsl.errors import BundleError, ConfigError, DataError
+from fastfsl.fit.mps import MPS
 from fastfsl.fit.run import Run
 from fastfsl.fit.train import Reporter, SilentReporter, encode_plain
 
@@ -58,21 +59,40 @@ def evaluate_run(
     classes: ClassSelection = "all",
     device: str = "auto",
     image_root: Path | None = None,
+    alpha: float | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
 ) -> Evaluation:
     """Score a run on a split, or on those of its samples that are of base or of new classes.
 
+    Args:
+        run: what to score.
+        data: on what.
+        split: `train`, `val` or `test`.
+        classes: which classes of the data.
+        device: device of the encoder.
+        image_root: folder that a split file's paths are relative to.
+        alpha: another weight of the tuned branch in a blend than that of the training.
+        reporter: hears of progress and warnings.
+        cache_dir: where features are kept between runs.
+
     Raises:
+        ConfigError: if `alpha` is given and the run's encoder is no blend, or it is out of range.
         DataError: if the data are of another kind than the run's or have a class it does not know.
         BundleError: if the run's encoder can no longer be found as it was.
     """
     dataset = select_classes(load_dataset(data, image_root), classes)
     names = run.record.class_names
     samples = samples_to_score(
-        run, dataset, names, split, lambda: run_encoder(run, device=device), reporter or SilentReporter(), cache_dir
+        run,
+        dataset,
+        names,
+        split,
+        lambda: run_encoder(run, device=device, alpha=alpha),
+        reporter or SilentReporter(),
+        cache_dir,
     )
-    probabilities = run.estimator.predict_proba(samples.features)
+    probabilities = run.probabilities(samples.features, lambda: base_encoder(run, device=device))
     return samples.score(probabilities.argmax(axis=1), names, probabilities, run.threshold)
 
 
@@ -113,8 +133,28 @@ def samples_to_score(
     return Samples(features, labels, images.num_unreadable, images.num_excluded)
 
 
-def run_encoder(run: Run, *, device: str = "cpu") -> Encoder:
-    """The encoder a run was trained with.
+def run_encoder(run: Run, *, device: str = "cpu", alpha: float | None = None) -> Encoder:
+    """The encoder whose features a run's estimator takes: tuned, where the method tunes it.
+
+    Args:
+        run: the run.
+        device: torch device.
+        alpha: another weight of the tuned branch in a blend than that of the training.
+
+    Raises:
+        ConfigError: if `alpha` is given and the encoder is no blend, or it is out of range.
+        DataError: if the run was trained on features.
+        BundleError: if the weights found now, or what they want done to an image, are not those of the training.
+    """
+    if alpha is not None and (not isinstance(run.source, MPS) or not 0 <= alpha <= 1):
+        if isinstance(run.source, MPS):
+            raise ConfigError(f"expected alpha from 0 to 1, got {alpha}")
+        raise ConfigError(f"alpha weighs the two branches of mps, and this run's method is {run.record.config.method}")
+    return run.tuned(base_encoder(run, device=device), alpha)
+
+
+def base_encoder(run: Run, *, device: str = "cpu") -> Encoder:
+    """The encoder that a run's training began with.
 
     Raises:
         DataError: if the run was trained on features.

@@ -1,4 +1,8 @@
-"""The registry of methods: name, estimator, and what a preset pins. No estimator is imported before it is asked for."""
+"""The registry of methods and sources: name, class, and what a preset pins. None is imported before it is asked for.
+
+A method is an estimator on features (`METHODS`), a source that tunes the encoder or its texts (`SOURCES`), or both, the
+estimator on what the source made: `mps+fma`.
+"""
 
 import difflib
 import importlib
@@ -11,6 +15,7 @@ from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastfsl.fit.estimator import Estimator
+    from fastfsl.fit.source import Source
 
 DEFAULT_METHOD = "auto"
 
@@ -20,31 +25,32 @@ RESERVED = ("logit_scale", "seed", "device")
 
 @dataclass(frozen=True)
 class Method:
-    """A method that can be asked for by name.
+    """An estimator or a source that can be asked for by name.
 
     Attributes:
         name: how `--method` and `compare` call it.
-        estimator_path: module and class of its estimator, `module:Class`.
+        path: module and class, `module:Class`.
         summary: one line for the user, with the source.
         preset: parameters that the method pins; whoever names one of them wins over the preset.
     """
 
     name: str
-    estimator_path: str
+    path: str
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def estimator(self) -> "type[Estimator]":
-        """The estimator's class, imported when it is asked for."""
-        module, _, name = self.estimator_path.partition(":")
-        cls: type[Estimator] = getattr(importlib.import_module(module), name)
+    def implementation(self) -> type[Any]:
+        """The class, imported when it is asked for."""
+        module, _, name = self.path.partition(":")
+        cls: type[Any] = getattr(importlib.import_module(module), name)
         return cls
 
     def parameters(self) -> dict[str, Any]:
-        """Types of the estimator's own parameters by name."""
-        types = get_type_hints(self.estimator.__init__)
-        return {name: types[name] for name in inspect.signature(self.estimator).parameters if name not in RESERVED}
+        """Types of its own parameters by name."""
+        cls = self.implementation
+        types = get_type_hints(cls.__init__)
+        return {name: types[name] for name in inspect.signature(cls).parameters if name not in RESERVED}
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
@@ -119,24 +125,94 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_method(name: object) -> Method:
-    """The method of that name.
+_MPS = "fastfsl.fit.mps:MPS"
+
+SOURCES: dict[str, Method] = {
+    source.name: source
+    for source in (
+        Method("mps", _MPS, "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)"),
+        Method(
+            "mps-paper",
+            _MPS,
+            "the same as in the authors' code: texts of the sculpting loss not normalised (arXiv 2508.12877)",
+            {
+                "alpha": 0.3,
+                "batch_size": 32,
+                "learning_rate": 0.002,
+                "weight_decay": 5e-4,
+                "warmup_epochs": 1,
+                "sculpting_weight": 0.1,
+                "align": "both",
+                "gram": "l1",
+                "text_norm": False,
+            },
+        ),
+        Method(
+            "lora",
+            "fastfsl.fit.peft_sources:LoRASource",
+            "low-rank updates of both towers' attention (CLIP-LoRA, arXiv 2405.18541)",
+        ),
+        Method(
+            "clip-adapter",
+            "fastfsl.fit.peft_sources:AdapterSource",
+            "a small network on the image features (CLIP-Adapter, arXiv 2110.04544)",
+        ),
+        Method("coop", "fastfsl.fit.peft_sources:CoOpSource", "learned prompts (CoOp, arXiv 2109.01134)"),
+        Method(
+            "cocoop",
+            "fastfsl.fit.peft_sources:CoCoOpSource",
+            "learned prompts that depend on the image; exports with an estimator after it (CoCoOp, arXiv 2203.05557)",
+        ),
+    )
+}
+
+# The estimator of a source by itself.
+_READOUT = Method("texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves")
+
+
+def find_source(name: object) -> Method | None:
+    """The source of a method; None where there is none.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such method.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return _parts(name)[0]
+
+
+def find_method(name: object) -> Method:
+    """The estimator of a method: of a source by itself, the read-out by its class embeddings.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    return _parts(name)[1]
+
+
+def _parts(name: object) -> tuple[Method | None, Method]:
+    if isinstance(name, str):
+        if name in METHODS:
+            return None, METHODS[name]
+        source, plus, estimator = name.partition("+")
+        if source in SOURCES and (not plus or estimator in METHODS):
+            return SOURCES[source], METHODS[estimator] if plus else _READOUT
+    raise ConfigError(
+        f"unknown method {name!r}: expected one of {', '.join((*METHODS, *SOURCES))}, or a source and an estimator on "
+        "its features, such as mps+fma"
+    )
 
 
 def make_estimator(
-    name: str, params: Mapping[str, Any] | None = None, *, logit_scale: float, seed: int, device: str
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    logit_scale: float,
+    seed: int,
+    device: str,
 ) -> "Estimator":
     """A method's unfitted estimator.
 
     Args:
-        name: a key of `METHODS`.
+        name: a key of `METHODS`, of `SOURCES`, or one of each.
         params: the estimator's own parameters; they win over the preset's.
         logit_scale: exp of CLIP's learned temperature.
         seed: seed of everything random.
@@ -145,12 +221,38 @@ def make_estimator(
     Raises:
         ConfigError: there is no such method, or it has no such parameter.
     """
-    method = find_method(name)
+    method, source = find_method(name), find_source(name)
+    if method is _READOUT and source is not None:
+        params = {"normalized": not source.implementation.blended, **(params or {})}
+    estimator: Estimator = _made(method, params, {"logit_scale": logit_scale, "seed": seed, "device": device})
+    return estimator
+
+
+def make_source(name: str, params: Mapping[str, Any] | None = None, *, seed: int, device: str) -> "Source | None":
+    """A method's untrained source; None where it has none.
+
+    Args:
+        name: of the method.
+        params: the source's own parameters; they win over the preset's.
+        seed: seed of everything random.
+        device: torch device, or `auto`.
+
+    Raises:
+        ConfigError: there is no such method, or its source has no such parameter.
+    """
+    method = find_source(name)
+    if method is None:
+        return None
+    source: Source = _made(method, params, {"seed": seed, "device": device})
+    return source
+
+
+def _made(method: Method, params: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  # of the class that the method names
     own = {**method.preset, **(params or {})}
-    check_names(own, method.parameters(), name)
-    given = {"logit_scale": logit_scale, "seed": seed, "device": device}
-    taken = inspect.signature(method.estimator).parameters
-    return method.estimator(**own, **{key: value for key, value in given.items() if key in taken})
+    check_names(own, method.parameters(), method.name)
+    cls = method.implementation
+    taken = inspect.signature(cls).parameters
+    return cls(**own, **{key: value for key, value in given.items() if key in taken})
 
 
 def check_names(given: Collection[str], known: Collection[str], method: str) -> None:
@@ -167,7 +269,7 @@ def check_names(given: Collection[str], known: Collection[str], method: str) -> 
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            others = [other.name for other in METHODS.values() if key in other.parameters()]
+            others = [other.name for other in (*METHODS.values(), *SOURCES.values()) if key in other.parameters()]
             if others:
                 advice = f"it is an option of {', '.join(others)}"
             elif close:

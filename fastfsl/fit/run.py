@@ -3,29 +3,38 @@
 run.json            the resolved configuration, data, encoder, selection with its curve, times, versions
 episode.json        which images or features were the support
 model.safetensors   the fitted arrays
+source.safetensors  what was tuned of the encoder, where the method has a source
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from scipy.special import softmax
 
 from fastfsl.data import Episode
-from fastfsl.errors import BundleError, DeviceError, FastFSLError, ShapeError
+from fastfsl.encoders import Encoder
+from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, ShapeError
 from fastfsl.files import staged_directory
 from fastfsl.fit.config import TrainConfig, typed_params
-from fastfsl.fit.deployment import deployment
+from fastfsl.fit.deployment import Deployment, deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.methods import RESERVED, make_estimator
+from fastfsl.fit.methods import RESERVED, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.mps import MPS
+from fastfsl.fit.source import ClassTexts, Source
+from fastfsl.fit.text_readout import TextReadout
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
+SOURCE_FILE = "source.safetensors"
 
 
 # Far beyond any encoder: a damaged record must not fill the memory.
@@ -43,6 +52,24 @@ class EncoderRecord(BaseModel):
     preprocessing: dict[str, Any]
 
 
+class SourceRecord(BaseModel):
+    """How the encoder was tuned.
+
+    Attributes:
+        params: the source's parameters, all of them.
+        selection: what was chosen on the support, and the losses by epoch.
+        num_parameters: trained numbers.
+        train_seconds: time of its training.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    params: dict[str, Any]
+    selection: dict[str, Any]
+    num_parameters: int
+    train_seconds: float
+
+
 class RunRecord(BaseModel):
     """Contents of run.json.
 
@@ -52,7 +79,8 @@ class RunRecord(BaseModel):
         data_path: where the data were read from.
         class_names: by label.
         embed_dim: width of the features, d.
-        encoder: None for a run on features.
+        encoder: None for a run on features; of a tuned encoder what it was before.
+        source: None where the encoder was not tuned.
         templates: prompts behind the class embeddings; empty for a run on features.
         logit_scale: factor on the cosine similarities.
         num_support: samples trained on.
@@ -61,7 +89,7 @@ class RunRecord(BaseModel):
         params: the estimator's parameters, all of them.
         num_parameters: numbers that the fit determined.
         feature_seconds: time spent encoding images.
-        train_seconds: time of the estimator's fit, selection included.
+        train_seconds: time of the estimator's fit, and of the source's, selection included.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +102,7 @@ class RunRecord(BaseModel):
     class_names: list[str]
     embed_dim: int = Field(ge=1, le=_MAX_WIDTH)
     encoder: EncoderRecord | None = None
+    source: SourceRecord | None = None
     templates: list[str] = Field(default_factory=list)
     logit_scale: float
     num_support: int
@@ -89,18 +118,70 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted estimator with its record and its episode."""
+    """A fitted estimator with its record, its episode, and the source of its features where there is one."""
 
     record: RunRecord
     episode: Episode
     estimator: Estimator
+    source: Source | None = None
+
+    def tuned(self, encoder: Encoder, alpha: float | None = None) -> Encoder:
+        """The encoder whose features the estimator takes.
+
+        Args:
+            encoder: as it was before the training.
+            alpha: another weight of the tuned branch in a blend than that of the training.
+
+        Raises:
+            DataError: what was trained does not fit it.
+        """
+        if self.source is None:
+            return encoder
+        return tuned_for(self.estimator, self.source, encoder, self._texts(self.source), alpha)
+
+    def probabilities(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
+        """Class probabilities, (n, C).
+
+        Args:
+            features: of the tuned encoder, (n, d).
+            encoder: called for the encoder as it was before the training, if the classes depend on the image.
+        """
+        if self.source is None or not self._conditional:
+            return self.estimator.predict_proba(features)
+        logits = self.source.conditional_logits(encoder(), self._texts(self.source), features)
+        probabilities: NDArray[Any] = softmax(logits, axis=1)
+        return probabilities
+
+    def deployment(self) -> Deployment:
+        """What there is to deploy on the tuned encoder's features.
+
+        Raises:
+            ConfigError: the classifier is another one for every image.
+        """
+        if self._conditional:
+            name = self.record.config.method
+            raise ConfigError(
+                f"{name} cannot be exported: every image has prompts of its own, so the text tower would have to read "
+                f"all classes anew for each image; train {name}+fma (or another estimator after it), which takes the "
+                "class embeddings averaged over the support, or coop"
+            )
+        return deployment(self.estimator)
+
+    @property
+    def _conditional(self) -> bool:
+        """Whether every image has class embeddings of its own."""
+        return self.source is not None and self.source.conditional and isinstance(self.estimator, TextReadout)
+
+    def _texts(self, source: Source) -> ClassTexts:
+        config = self.record.config
+        return ClassTexts(tuple(self.record.class_names), config.templates, source.class_embeddings_)
 
     @property
     def num_steps(self) -> int | None:
         """Steps of the flow; None where no flow has a part in the logits."""
         if isinstance(self.estimator, FlowMatchingAlignment):  # by any solver, of which Euler's alone is deployed
             return self.estimator.num_steps_
-        deployed = deployment(self.estimator)
+        deployed = deployment(self.estimator)  # not `self.deployment()`, which may refuse
         return max(deployed.read_steps) if deployed.flow_weight else None
 
     @property
@@ -127,6 +208,8 @@ class Run:
             # Of an array in another order safetensors would write the bytes as they lie.
             state = {name: np.asarray(array, order="C") for name, array in self.estimator.state().items()}
             (staging / MODEL_FILE).write_bytes(save(state))  # its save_file would make the file private
+            if self.source is not None:
+                (staging / SOURCE_FILE).write_bytes(save(self.source.state()))
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -145,7 +228,7 @@ class Run:
             record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
-            return cls(record, Episode.load(folder / EPISODE_FILE), estimator)
+            return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder, device))
         except ValidationError as error:
             first = error.errors()[0]
             raise BundleError(
@@ -157,11 +240,41 @@ class Run:
             raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
 
 
+def tuned_for(
+    estimator: Estimator, source: Source, encoder: Encoder, texts: ClassTexts, alpha: float | None = None
+) -> Encoder:
+    """The tuned encoder; its features keep their length only where the class embeddings alone read them."""
+    if isinstance(source, MPS):
+        tuned = source.tuned(encoder, texts, alpha)
+    else:
+        tuned = source.tuned(encoder, texts)
+    return replace(tuned, normalized=tuned.normalized or not isinstance(estimator, TextReadout))
+
+
 def _unfitted(record: RunRecord, device: str) -> Estimator:
     """The run's estimator as it was before its fit."""
     method = record.config.method
-    own = typed_params(method, {name: value for name, value in record.params.items() if name not in RESERVED})
+    own = typed_params(find_method(method), _own(record.params))
     return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
+
+
+def _source(record: RunRecord, folder: Path, device: str) -> Source | None:
+    """The run's source, trained."""
+    method = find_source(record.config.method)
+    if method is None or record.source is None:
+        if method is not None or record.source is not None:
+            raise BundleError(f"{RUN_FILE} and its method {record.config.method!r} disagree on a tuned encoder")
+        return None
+    own = typed_params(method, _own(record.source.params))
+    source = make_source(record.config.method, own, seed=record.config.seed, device=device)
+    if source is not None:
+        source.restore(load_file(folder / SOURCE_FILE), record.source.selection)
+        source.train_seconds_ = record.source.train_seconds
+    return source
+
+
+def _own(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name not in RESERVED}
 
 
 def _check_consistent(record: RunRecord, estimator: Estimator) -> None:

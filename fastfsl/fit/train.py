@@ -1,8 +1,9 @@
-"""From a data set to a fitted run: episode, features, class embeddings, estimator."""
+"""From a data set to a fitted run: episode, tuned encoder, features, class embeddings, estimator."""
 
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,7 +25,10 @@ from fastfsl.data.scoring import digest_of
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.run import EncoderRecord, Run, RunRecord, installed_versions, now
+from fastfsl.fit.methods import find_source
+from fastfsl.fit.run import EncoderRecord, Run, RunRecord, SourceRecord, installed_versions, now, tuned_for
+from fastfsl.fit.source import ClassTexts, Source, SourceSupport
+from fastfsl.fit.text_readout import TextReadout
 
 
 class Reporter(Protocol):
@@ -58,9 +62,17 @@ class _Support:
     encoder: EncoderRecord | None
     templates: list[str]
     digests: list[str]
+    source: Source | None = None
 
 
-def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, cache_dir: Path | None = None) -> Run:
+def train(
+    data: Path,
+    config: TrainConfig,
+    *,
+    reporter: Reporter | None = None,
+    cache_dir: Path | None = None,
+    checkpoints: Path | None = None,
+) -> Run:
     """Train a method on a data set.
 
     Args:
@@ -68,9 +80,11 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
         config: what to do.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
+        checkpoints: folder from which the tuning of an encoder goes on, and in which its progress is kept; it is the
+            caller's to remove once the run is saved. None: nothing is kept.
 
     Returns:
-        The fitted run; nothing is written but the feature cache.
+        The fitted run; nothing is written but the feature cache and the checkpoints.
 
     Raises:
         DataError: if the data cannot be used.
@@ -83,10 +97,17 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
 
     start = time.perf_counter()
     if isinstance(dataset, FeatureDataset):
+        if config.source() is not None:
+            raise ConfigError(
+                f"method {config.method!r} tunes the encoder, and a feature file has none: give it images, or take one "
+                "of the methods on features"
+            )
         support = _feature_support(dataset, episode)
     else:
-        support = _image_support(dataset, episode, config, reporter, cache_dir)
-    feature_seconds = time.perf_counter() - start
+        support = _image_support(dataset, episode, config, reporter, cache_dir, checkpoints)
+    source = support.source
+    tuning_seconds = 0.0 if source is None else source.train_seconds_
+    feature_seconds = time.perf_counter() - start - tuning_seconds
 
     estimator = config.estimator(logit_scale=support.logit_scale)
     estimator.fit(
@@ -106,19 +127,27 @@ def train(data: Path, config: TrainConfig, *, reporter: Reporter | None = None, 
         class_names=list(dataset.class_names),
         embed_dim=support.class_embeddings.shape[1],
         encoder=support.encoder,
+        source=None
+        if source is None
+        else SourceRecord(
+            params=source.options(),
+            selection=source.selection_record(),
+            num_parameters=source.num_parameters_,
+            train_seconds=source.train_seconds_,
+        ),
         templates=support.templates,
         logit_scale=support.logit_scale,
         num_support=len(support.labels),
         support_digests=support.digests,
         selection=estimator.selection_record(),
         params=estimator.get_params(),
-        num_parameters=estimator.num_parameters_,
+        num_parameters=estimator.num_parameters_ + (0 if source is None else source.num_parameters_),
         feature_seconds=feature_seconds,
-        train_seconds=estimator.train_seconds_,
+        train_seconds=estimator.train_seconds_ + tuning_seconds,
         versions=installed_versions(),
         created=now(),
     )
-    return Run(record, episode, estimator)
+    return Run(record, episode, estimator, source)
 
 
 def encode_plain(
@@ -142,7 +171,7 @@ def encode_support(
     reporter: Reporter,
     cache_dir: Path | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features of support images as they are, (n, d), and of their augmented views, (n, V, d), L2-normalised."""
+    """Features of support images as they are, (n, d), and of their augmented views, (n, V, d)."""
     plain = encode_plain(
         encoder, samples, cache_dir=cache_dir, progress=lambda done, total: reporter.stage("encoding", done, total)
     )
@@ -150,7 +179,7 @@ def encode_support(
         encoder,
         [sample.path for sample in samples],
         num_views=config.num_views,
-        augmentation=_augmentation(config),
+        augmentation=source_augmentation(config),
         seed=config.seed,
         cache_dir=cache_dir,
         progress=lambda done, total: reporter.stage("encoding views", done, total),
@@ -180,30 +209,60 @@ def _image_support(
     config: TrainConfig,
     reporter: Reporter,
     cache_dir: Path | None,
+    checkpoints: Path | None,
 ) -> _Support:
     templates = resolve_templates(config.templates)
-    _augmentation(config)  # told before anything is read
+    augmentation = source_augmentation(config)  # told before anything is read
     train_split = dataset.split("train")
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
     for path, reason in damaged:
         reporter.warn(f"skipped {path}: {reason}")
-    encoder = load_encoder(config.backbone, config.pretrained, config.device)
-    plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+    base = load_encoder(config.backbone, config.pretrained, config.device)
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    digests = [digest_of(sample.path) for sample in samples]
+    embeddings = class_embeddings(base, dataset.class_names, config.templates)
+    encoder, source, estimator = base, config.source(), config.estimator(logit_scale=base.logit_scale)
+    if source is not None:
+        texts = ClassTexts(dataset.class_names, config.templates, embeddings)
+        source.fit(
+            SourceSupport(
+                encoder=base,
+                texts=texts,
+                paths=tuple(sample.path for sample in samples),
+                labels=labels,
+                digests=tuple(digests),
+                augmentation=augmentation,
+                features=functools.cache(
+                    lambda: encode_support(base, samples, config, reporter=reporter, cache_dir=cache_dir)
+                ),
+            ),
+            on_stage=reporter.stage,
+            on_warning=reporter.warn,
+            checkpoints=checkpoints,
+        )
+        embeddings = source.class_embeddings_
+        encoder = tuned_for(estimator, source, base, replace(texts, embeddings=embeddings))
+    if isinstance(estimator, TextReadout):  # which does not train on features
+        plain = encode_plain(encoder, samples, cache_dir=cache_dir)
+        views = plain[:, None]
+    else:
+        plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return _Support(
         features=views,
         plain=plain,
-        labels=np.array([sample.label for sample in samples], dtype=np.int64),
-        class_embeddings=class_embeddings(encoder, dataset.class_names, config.templates),
-        logit_scale=encoder.logit_scale,
+        labels=labels,
+        class_embeddings=embeddings,
+        logit_scale=base.logit_scale,
         kind=dataset.kind,
         encoder=EncoderRecord(
-            backbone=_lasting(encoder.backbone),
-            pretrained=None if encoder.pretrained is None else _lasting(encoder.pretrained),
-            digest=encoder.digest,
-            preprocessing=encoder.preprocessing.to_dict(),
+            backbone=_lasting(base.backbone),
+            pretrained=None if base.pretrained is None else _lasting(base.pretrained),
+            digest=base.digest,
+            preprocessing=base.preprocessing.to_dict(),
         ),
         templates=list(templates),
-        digests=[digest_of(sample.path) for sample in samples],
+        digests=digests,
+        source=source,
     )
 
 
@@ -217,10 +276,18 @@ def _lasting(name: str) -> str:
     return str(path.absolute()) if looks_like_file and path.is_file() else name
 
 
-def _augmentation(config: TrainConfig) -> Augmentation:
+def source_augmentation(config: TrainConfig) -> Augmentation:
+    """How views vary: as configured, and where no area of the crop is, as the method's source has it.
+
+    Raises:
+        ConfigError: an option under `augmentation` is unknown or out of its range.
+    """
+    source = find_source(config.method)
+    scale = None if source is None else source.implementation.view_scale
+    options = {**({} if scale is None else {"scale": scale}), **config.augmentation}
     try:
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config.augmentation.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
         }
         return Augmentation(**values)
     except TypeError as error:

@@ -18,7 +18,8 @@ from fastfsl.errors import ConfigError
 from fastfsl.fit.batches import Batches, derived_seed
 from fastfsl.fit.checkpoint import Checkpoint, State
 from fastfsl.fit.flow_training import warmup_cosine
-from fastfsl.fit.objective import Objective, add_gradient
+from fastfsl.fit.objective import Objective, take_gradient
+from fastfsl.fit.processes import Processes, join_processes
 
 __all__ = ["History", "Objective", "Precision", "TuningRecipe", "tune"]
 
@@ -140,10 +141,17 @@ def tune(
     dtype = recipe.autocast_dtype(device)
     optimizer = _optimizer(recipe, list(parameters.values()))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    processes = join_processes(device)
+    if not processes.is_main:
+        on_epoch = on_log = None
     place = _Place()
     if checkpoint is not None:
         checkpoint = checkpoint.including(
-            recipe=asdict(recipe), dtype=str(dtype), seed=seed, samples=batches.num_samples
+            recipe=asdict(recipe),
+            dtype=str(dtype),
+            seed=seed,
+            samples=batches.num_samples,
+            processes=processes.world,
         )
         expected = {_PARAMETER + name: parameter for name, parameter in parameters.items()}
         state = checkpoint.load(expected)
@@ -159,19 +167,20 @@ def tune(
         for epoch in range(place.epoch, recipe.epochs):
             objective.train()
             started = time.monotonic() - place.seconds
-            with closing(batches.epoch(epoch, first=place.batch)) as remaining:
+            with closing(batches.epoch(epoch, first=place.batch, processes=processes)) as remaining:
                 for inputs, labels in remaining:
                     update = epoch * per_epoch + place.batch
                     for group in optimizer.param_groups:
                         group["lr"] = recipe.rate_at(update, per_epoch)
                     optimizer.zero_grad()
-                    losses = add_gradient(
+                    losses = take_gradient(
                         objective,
                         inputs.to(device),
                         labels.to(device),
                         update / total,
                         seed=derived_seed(seed, update),
                         micro_batch=recipe.micro_batch,
+                        processes=processes,
                         autocast=autocast,
                         scale=scaler.scale,
                     )

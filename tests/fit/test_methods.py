@@ -10,7 +10,7 @@ from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, RESERVED, make_estimato
 @pytest.mark.parametrize("name", METHODS)
 def test_every_name_makes_its_estimator(name):
     estimator = make_estimator(name, logit_scale=50.0, seed=3, device="cpu")
-    assert type(estimator) is METHODS[name].estimator
+    assert type(estimator) is METHODS[name].implementation
     params = clone(estimator).get_params()
     assert params.items() >= METHODS[name].preset.items()
     given = {"logit_scale": 50.0, "seed": 3, "device": "cpu"}

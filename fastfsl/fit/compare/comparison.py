@@ -19,7 +19,7 @@ from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
 from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.methods import METHODS, RESERVED, make_estimator
+from fastfsl.fit.methods import METHODS, RESERVED, find_method, make_estimator
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
 
@@ -166,7 +166,7 @@ def check_folder(out: Path) -> None:
 def _resolved(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """All of the estimator's own parameters, those not given at their defaults."""
     try:
-        typed = typed_params(method, params)
+        typed = typed_params(find_method(method), params)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, (method, *first["loc"])))

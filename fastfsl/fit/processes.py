@@ -1,0 +1,65 @@
+"""Several processes that train together, as `accelerate launch` or `torchrun` starts them."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastfsl.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many this one is.
+
+    Attributes:
+        rank: from 0; that one writes files and reports.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and reports."""
+        return self.rank == 0
+
+    def share(self, num_samples: int) -> slice:
+        """Which samples of a batch this one takes: contiguous, in the order of the ranks."""
+        return slice(self.rank * num_samples // self.world, (self.rank + 1) * num_samples // self.world)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of everyone's tensor, by everyone called alike; half precision is summed in float32."""
+        if self.world == 1:
+            return tensor
+        total = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total.to(tensor.dtype)
+
+
+ALONE = Processes()
+
+
+def join_processes(device: torch.device) -> Processes:
+    """Meet the processes that were launched with this one, if any.
+
+    With CUDA each process takes the card of its local rank: call this before a model is loaded onto "cuda".
+
+    Args:
+        device: where this one computes.
+
+    Raises:
+        DeviceError: the device is another than this process's.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    if state.device.type != device.type or device.index not in (None, state.device.index):
+        raise DeviceError(
+            f"process {state.process_index} of {state.num_processes}: expected device {state.device}, got {device}"
+        )
+    return Processes(state.process_index, state.num_processes)
