@@ -69,34 +69,27 @@ class Checkpoint:
             self.folder, {**self.fingerprint, **parts}, interval=self.interval, on_message=self.on_message
         )
 
-    def load(self, expected: Mapping[str, Tensor]) -> State | None:
+    def load(self, expected: Mapping[str, Tensor], *, silent: bool = False) -> State | None:
         """The state to go on from, or None.
 
         Args:
             expected: tensors that must be in it, with these shapes and dtypes.
+            silent: another process tells why a state is not taken up.
         """
+        self._written = time.monotonic()
         path = self.folder / _FILE
         if not path.exists():
             return None
         try:
             state, fingerprint = _read(path)
+            reason = _difference(fingerprint, self.fingerprint) or _misfit(state.tensors, expected)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            self.on_message(f"{path} is damaged ({error}): starting over")
-            return None
-        if fingerprint != self.fingerprint:
-            names = sorted(
-                name
-                for name in {*fingerprint, *self.fingerprint}
-                if fingerprint.get(name) != self.fingerprint.get(name)
-            )
-            self.on_message(f"{path} is of another training ({', '.join(names)} changed): starting over")
-            return None
-        for name, tensor in expected.items():
-            found = state.tensors.get(name)
-            if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-                self.on_message(f"{path} is of another model ({name} does not fit): starting over")
-                return None
-        return state
+            reason = f"is damaged ({error})"
+        if not reason:
+            return state
+        if not silent:
+            self.on_message(f"{path} {reason}: starting over")
+        return None
 
     @property
     def due(self) -> bool:
@@ -136,6 +129,18 @@ def _read(path: Path) -> tuple[State, dict[str, Any]]:
     if header["format"] != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, got {header['format']}")
     return State(tensors, header["record"]), header["fingerprint"]
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    return f"is of another training ({', '.join(names)} changed)" if names else ""
+
+
+def _misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    for name, tensor in expected.items():
+        if name not in found or found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+            return f"is of another model ({name} does not fit)"
+    return ""
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -4,9 +4,10 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastfsl.errors import DeviceError
+from fastfsl.errors import ConfigError, DeviceError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ class Processes:
         torch.distributed.all_reduce(total)
         return total.to(tensor.dtype)
 
+    def agree(self, number: int, device: torch.device) -> None:
+        """Check that everyone starts from the same update.
+
+        Raises:
+            ConfigError: they read different checkpoints.
+        """
+        numbers = self.total(F.one_hot(torch.tensor(self.rank), self.world).to(device) * number)
+        if not (numbers == number).all():
+            raise ConfigError(
+                f"expected all processes to start from one update, got {numbers.tolist()}: keep the checkpoints in a "
+                "folder that all of them see"
+            )
+
 
 ALONE = Processes()
 
@@ -55,7 +69,7 @@ def join_processes(device: torch.device) -> Processes:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]  # it ships no annotations
 
     state = PartialState(cpu=device.type == "cpu")
     if state.device.type != device.type or device.index not in (None, state.device.index):

@@ -4,30 +4,27 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from fastfsl.devices import has_fast_bf16
 from fastfsl.errors import ConfigError
 from fastfsl.fit.batches import Batches, derived_seed
-from fastfsl.fit.checkpoint import Checkpoint, State
+from fastfsl.fit.checkpoint import Checkpoint
 from fastfsl.fit.flow_training import warmup_cosine
 from fastfsl.fit.objective import Objective, take_gradient
-from fastfsl.fit.processes import Processes, join_processes
+from fastfsl.fit.processes import join_processes
+from fastfsl.fit.tuning_state import History, TuningState
 
 __all__ = ["History", "Objective", "Precision", "TuningRecipe", "tune"]
 
 EpochCallback = Callable[[int, int], None]
-History = list[dict[str, Any]]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
-_PARAMETER = "parameter/"  # before the name of a trained parameter in a checkpoint
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -135,132 +132,74 @@ def tune(
     Raises:
         ConfigError: nothing to train, a precision that the device does not have, or a training that diverged.
     """
-    parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
-    if not parameters:
-        raise ConfigError("expected an objective with trained parameters, got none with requires_grad")
-    dtype = recipe.autocast_dtype(device)
-    optimizer = _optimizer(recipe, list(parameters.values()))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     processes = join_processes(device)
     if not processes.is_main:
         on_epoch = on_log = None
-    place = _Place()
+    dtype = recipe.autocast_dtype(device)
+    state = _start(objective, recipe, device, scaled=dtype is torch.float16)
+    place = state.place
     if checkpoint is not None:
         checkpoint = checkpoint.including(
-            recipe=asdict(recipe),
-            dtype=str(dtype),
-            seed=seed,
-            samples=batches.num_samples,
-            processes=processes.world,
+            recipe=asdict(recipe), dtype=str(dtype), seed=seed, samples=batches.num_samples, processes=processes.world
         )
-        expected = {_PARAMETER + name: parameter for name, parameter in parameters.items()}
-        state = checkpoint.load(expected)
-        if state is not None:
-            place = _restore(state, parameters, optimizer, scaler)
+        found = checkpoint.load(state.expected(), silent=not processes.is_main)
+        if found is not None:
+            state.restore(found)
             if on_log is not None:
-                on_log(f"going on after epoch {place.epoch}, batch {place.batch} from {checkpoint.folder}")
+                on_log(f"going on after {place.epoch} epochs and {place.batch} batches: {checkpoint.folder}")
     per_epoch = batches.batches_per_epoch
-    total = recipe.epochs * per_epoch
-    autocast = partial(torch.autocast, device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    processes.agree(place.epoch * per_epoch + place.batch, device)
+
+    def keep(*, last: bool = False) -> None:
+        if checkpoint is not None and processes.is_main and (last or checkpoint.due):
+            checkpoint.save(state.capture())
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in range(place.epoch, recipe.epochs):
             objective.train()
-            started = time.monotonic() - place.seconds
+            last_time = time.monotonic()
             with closing(batches.epoch(epoch, first=place.batch, processes=processes)) as remaining:
                 for inputs, labels in remaining:
                     update = epoch * per_epoch + place.batch
-                    for group in optimizer.param_groups:
+                    for group in state.optimizer.param_groups:
                         group["lr"] = recipe.rate_at(update, per_epoch)
-                    optimizer.zero_grad()
+                    state.optimizer.zero_grad()
                     losses = take_gradient(
                         objective,
                         inputs.to(device),
                         labels.to(device),
-                        update / total,
+                        update / (recipe.epochs * per_epoch),
                         seed=derived_seed(seed, update),
                         micro_batch=recipe.micro_batch,
                         processes=processes,
-                        autocast=autocast,
-                        scale=scaler.scale,
+                        autocast=partial(torch.autocast, device.type, dtype, enabled=dtype is not None),
+                        scale=state.scaler.scale,
                     )
-                    scaler.step(optimizer)
-                    scaler.update()
-                    place.add(losses, len(labels))
-                    place.seconds = time.monotonic() - started
-                    if checkpoint is not None and checkpoint.due and place.batch < per_epoch:
-                        checkpoint.save(_capture(place, parameters, optimizer, scaler))
-            place.end_epoch(recipe.rate_at((epoch + 1) * per_epoch - 1, per_epoch))
+                    state.scaler.step(state.optimizer)
+                    state.scaler.update()
+                    now = time.monotonic()
+                    place.end_batch(losses, len(labels), now - last_time)
+                    last_time = now
+                    if place.batch < per_epoch:
+                        keep()
             objective.train(mode=False)
-            if evaluate is not None:
-                place.history[-1] |= evaluate(epoch + 1) or {}
-            if checkpoint is not None and (checkpoint.due or epoch + 1 == recipe.epochs):
-                checkpoint.save(_capture(place, parameters, optimizer, scaler))
+            results = {} if evaluate is None else evaluate(epoch + 1)
+            place.end_epoch(recipe.rate_at((epoch + 1) * per_epoch - 1, per_epoch), results or {})
+            keep(last=epoch + 1 == recipe.epochs)
             if on_epoch is not None:
                 on_epoch(epoch + 1, recipe.epochs)
     objective.train(mode=False)
     return place.history
 
 
-@dataclass
-class _Place:
-    """Where a training is, in JSON values: epochs done, batches done of the next one, and its losses so far."""
-
-    epoch: int = 0
-    batch: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    history: History = field(default_factory=list)
-
-    def add(self, losses: Mapping[str, float], num_samples: int) -> None:
-        """One batch is done."""
-        self.batch += 1
-        self.samples += num_samples
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * num_samples
-
-    def end_epoch(self, learning_rate: float) -> None:
-        """Its means go into the history."""
-        means = {name: total / self.samples for name, total in self.sums.items()}
-        self.epoch += 1
-        self.history.append(
-            {"epoch": self.epoch, **means, "learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
-        )
-        self.batch, self.samples, self.seconds, self.sums = 0, 0, 0.0, {}
-
-
-def _optimizer(recipe: TuningRecipe, parameters: list[Parameter]) -> Optimizer:
+def _start(objective: Objective, recipe: TuningRecipe, device: torch.device, *, scaled: bool) -> TuningState:
+    parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    if not parameters:
+        raise ConfigError("expected an objective with trained parameters, got none with requires_grad")
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizer: Optimizer
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
-
-
-def _capture(
-    place: _Place, parameters: Mapping[str, Parameter], optimizer: Optimizer, scaler: torch.amp.GradScaler
-) -> State:
-    """Parameters as `parameter/NAME`, the optimizer's tensors as `KEY/NAME`, everything else as the record."""
-    tensors: dict[str, Tensor] = {_PARAMETER + name: parameter for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        slots = optimizer.state.get(parameter, {})
-        tensors |= {f"{key}/{name}": value for key, value in slots.items() if value is not None}
-    return State(tensors, {"place": asdict(place), "scaler": scaler.state_dict()})
-
-
-def _restore(
-    state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer, scaler: torch.amp.GradScaler
-) -> _Place:
-    """Undo `_capture`, in place."""
-    numbers = {name: number for number, name in enumerate(parameters)}
-    slots: dict[int, dict[str, Tensor]] = {}
-    for path, tensor in state.tensors.items():
-        key, name = path.split("/", maxsplit=1)
-        if key == _PARAMETER[:-1]:
-            parameters[name].data.copy_(tensor)
-        else:
-            slots.setdefault(numbers[name], {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    scaler.load_state_dict(state.record["scaler"])
-    return _Place(**state.record["place"])
+        optimizer = torch.optim.AdamW(parameters.values(), rate, weight_decay=decay, fused=True)
+    else:
+        optimizer = torch.optim.SGD(parameters.values(), rate, recipe.momentum, weight_decay=decay, fused=True)
+    return TuningState(parameters, optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
