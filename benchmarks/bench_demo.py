@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from fastfsl.cli.demo import run_demo
+from fastfsl.cli.demo import demo_config, run_demo
 from fastfsl.fit.train import SilentReporter
 
 SEEDS = range(5)
@@ -14,7 +14,7 @@ def bench_demo(benchmark, record, tmp_path):
 
     def all_seeds():
         documents.extend(
-            run_demo(tmp_path / f"seed{seed}", shots=16, seed=seed, reporter=SilentReporter()) for seed in SEEDS
+            run_demo(tmp_path / f"seed{seed}", demo_config(16, seed), reporter=SilentReporter()) for seed in SEEDS
         )
 
     benchmark.pedantic(all_seeds, rounds=1)

@@ -3,9 +3,9 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,12 @@ from fastfsl.cli.requirements import require_export
 from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
     from fastfsl.encoders import Encoder
     from fastfsl.fit.config import TrainConfig
-    from fastfsl.fit.fma import FlowMatchingAlignment
     from fastfsl.fit.train import Reporter
 
 DEMO_FILE = "demo.json"
@@ -31,46 +32,46 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, run and bundle.")] = Path("demo-out"),
     shots: Annotated[int, typer.Option(min=1, max=64, help="Images a class to train on.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of episode, views and training.")] = 0,
+    method: Annotated[str, typer.Option(help="As for train: fma, auto, mps, mps+fma, lora, ...")] = "fma",
     force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier demo.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Adapt a tiny CLIP (pretrained on printed characters) to handwritten digits, export it, and classify 1000 scans.
 
-    Everything needed is in the package. The table compares zero-shot CLIP, the trained flow in torch, and the exported
-    bundle in the runtime.
+    Everything needed is in the package. The table compares zero-shot CLIP, the trained method in torch, and the
+    exported bundle in the runtime.
     """
     require_export()
+    config = demo_config(shots, seed, method)
     _claim(out, force=force)
     with reporting() as reporter:
-        document = run_demo(out, shots=shots, seed=seed, reporter=reporter)
+        document = run_demo(out, config, reporter=reporter)
     if as_json:
         print_json(document)
     else:
         _print_table(document, out)
 
 
-def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[str, Any]:
+def run_demo(out: Path, config: "TrainConfig", *, reporter: "Reporter") -> dict[str, Any]:
     """Data, run and bundle under `out`, and the figures of the table.
 
     Args:
         out: folder for everything; existing results in it are replaced.
-        shots: images a class to train on.
-        seed: seed of episode, views and training.
+        config: see `demo_config`.
         reporter: hears of progress and warnings.
 
     Returns:
-        The document that `--json` prints: `rows`, `agreement`, `max_probability_error` and what led to them.
+        The document that `--json` prints: `rows`, `same_class`, `max_probability_error` and what led to them.
     """
     import numpy as np
-    import torch
 
     from fastfsl.data import read_folder
     from fastfsl.data.scoring import images_to_score
     from fastfsl.demo.digits import write_digits
+    from fastfsl.encoders import class_embeddings
     from fastfsl.export.bundle_writer import export_run
-    from fastfsl.fit.evaluate import run_encoder
+    from fastfsl.fit.evaluate import base_encoder
     from fastfsl.fit.train import encode_plain, train
-    from fastfsl.flow.readout import class_logits
     from fastfsl.images import open_image
     from fastfsl.runtime import Classifier
 
@@ -78,7 +79,7 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
     data = out / "data"
     if not data.is_dir():
         write_digits(data)
-    run = train(data, demo_config(shots, seed), reporter=reporter, cache_dir=out / "cache")
+    run = train(data, config, reporter=reporter, cache_dir=out / "cache")
     run.save(out / "run", force=True)
     export_run(run, out / "bundle", force=True, on_stage=reporter.stage)
 
@@ -88,31 +89,29 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
     ).samples
     labels = np.array([sample.label for sample in images])
     paths = [sample.path for sample in images]
-    encoder = run_encoder(run)
-    features = encode_plain(encoder, images, cache_dir=out / "cache")
-    flow = cast("FlowMatchingAlignment", run.estimator)
-    embeddings = flow.class_embeddings_
-    zero_shot = class_logits(torch.from_numpy(features), embeddings, run.record.logit_scale).argmax(dim=1).numpy()
-    in_torch = run.estimator.predict_proba(features)
+    base = base_encoder(run)
+    tuned = run.tuned(base)
+    texts = class_embeddings(base, run.record.class_names, config.templates)
+    zero_shot = (encode_plain(base, images, cache_dir=out / "cache") @ texts.T).argmax(axis=1)
+    in_torch = run.probabilities(encode_plain(tuned, images, cache_dir=out / "cache"), lambda: base)
     classifier = Classifier.load(out / "bundle")
     in_runtime = classifier.probabilities(paths)
 
     pictures = [open_image(path) for path in paths[: max(_BATCHES)]]
-    encoder_bytes = _num_bytes(encoder.model)
-    flow_bytes = _num_bytes(flow.velocity_field_)
     bundle_bytes = sum(file.stat().st_size for file in (out / "bundle").rglob("*") if file.is_file())
+    steps = "" if run.num_steps is None else f", {run.num_steps} steps"
     rows = [
         {
             "name": "zero-shot CLIP, torch",
             "accuracy": float((zero_shot == labels).mean()),
-            **_latency(lambda batch: _zero_shot(encoder, flow, batch), pictures),
-            "size_bytes": encoder_bytes,
+            **_latency(lambda batch: _encode(base, batch) @ texts.T, pictures),
+            "size_bytes": _num_bytes(base.model),
         },
         {
-            "name": f"FMA, {run.num_steps} steps, torch",
+            "name": f"{config.method}{steps}, torch",
             "accuracy": float((in_torch.argmax(axis=1) == labels).mean()),
-            **_latency(lambda batch: flow.predict_proba(_encode(encoder, batch)), pictures),
-            "size_bytes": encoder_bytes + flow_bytes,
+            **_latency(lambda batch: run.probabilities(_encode(tuned, batch), lambda: base), pictures),
+            "size_bytes": _num_bytes(base.model) + 4 * run.record.num_parameters,
         },
         {
             "name": "the bundle, runtime",
@@ -125,10 +124,11 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
         "complete": True,
         "rows": rows,
         "num_samples": len(labels),
-        "shots": shots,
-        "seed": seed,
+        "method": config.method,
+        "shots": config.shots,
+        "seed": config.seed,
         "num_steps": run.num_steps,
-        "held_out_accuracy_by_step": run.record.selection["accuracy_by_step"],
+        "held_out_accuracy_by_step": run.record.selection.get("accuracy_by_step"),
         "same_class": int((in_torch.argmax(axis=1) == in_runtime.argmax(axis=1)).sum()),
         "max_probability_error": float(np.abs(in_torch - in_runtime).max()),
         "train_seconds": run.record.train_seconds,
@@ -138,20 +138,34 @@ def run_demo(out: Path, *, shots: int, seed: int, reporter: "Reporter") -> dict[
     return document
 
 
-def demo_config(shots: int, seed: int) -> "TrainConfig":
-    """The configuration of the demo: the tiny CLIP, its prompts, and views that are never mirrored."""
-    from fastfsl.demo.digits import AUGMENTATION, TEMPLATES
-    from fastfsl.fit.config import load_config
+def demo_config(shots: int, seed: int, method: str = "fma", tuning: Mapping[str, Any] | None = None) -> "TrainConfig":
+    """The configuration of the demo: the tiny CLIP, its prompts, and views that are never mirrored.
 
+    Args:
+        shots: images a class.
+        seed: of everything random.
+        method: as for `train`.
+        tuning: options of the method's source beside the demo's own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    from fastfsl.demo.digits import AUGMENTATION, TEMPLATES, TUNING
+    from fastfsl.fit.config import load_config
+    from fastfsl.fit.methods import find_source
+
+    source = find_source(method)
+    options = {} if source is None else {source.name: {**TUNING.get(source.name, {}), **(tuning or {})}}
     return load_config(
         flags={
-            "method": "fma",
+            "method": method,
             "shots": shots,
             "seed": seed,
             "backbone": "tiny-clip",
             "templates": list(TEMPLATES),
             "augmentation": dict(AUGMENTATION),
             "device": "cpu",
+            **options,
         }
     )
 
@@ -179,17 +193,13 @@ def _is_finished(file: Path) -> bool:
     return isinstance(document, dict) and bool(document.get("complete"))
 
 
-def _zero_shot(encoder: "Encoder", flow: "FlowMatchingAlignment", batch: list["Image.Image"]) -> None:
-    from fastfsl.flow.readout import class_logits
-
-    class_logits(_encode(encoder, batch), flow.class_embeddings_, flow.logit_scale_).softmax(dim=-1)
-
-
-def _encode(encoder: "Encoder", batch: list["Image.Image"]) -> Any:  # noqa: ANN401  # a torch tensor; torch stays unimported here
+def _encode(encoder: "Encoder", batch: list["Image.Image"]) -> "NDArray[np.float32]":
     import torch
 
-    with torch.inference_mode():
-        return encoder.encode_images(torch.stack([encoder.transform(picture) for picture in batch]))
+    features: NDArray[np.float32] = encoder.encode_images(
+        torch.stack([encoder.transform(picture) for picture in batch])
+    ).numpy()
+    return features
 
 
 def _latency(classify: Callable[[list["Image.Image"]], Any], pictures: list["Image.Image"]) -> dict[str, float]:

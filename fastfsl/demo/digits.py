@@ -43,6 +43,9 @@ TEMPLATES = (
 AUGMENTATION: dict[str, Any] = {"scale": (0.6, 1.0), "ratio": (0.8, 1.25), "horizontal_flip": False}
 """Random-resized-crop views for few-shot training: a mirrored digit is another shape, a small crop loses the stroke."""
 
+TUNING: dict[str, dict[str, Any]] = {}
+"""Options by source where the published recipe, made for large models, does too little to a small one in a demo."""
+
 IMAGE_SIZE = 32
 """Height and width of the written images, in pixels: the resolution of the original bitmaps."""
 
