@@ -73,10 +73,10 @@ def test_value_and_gradient_are_those_of_loops_in_float64(dtype, drift, normaliz
 
 
 def test_float32_holds_its_digits_at_the_size_of_a_vision_transformer_and_no_drift_to_speak_of():
-    features, reference = drawn((2, 197, 512), drift=2e-4, dtype=torch.float32)
+    features, reference = drawn((4, 197, 512), drift=2e-4, dtype=torch.float32)
     single, double = (x.detach().clone().requires_grad_() for x in (features, features.double()))
     values = [gram_alignment_loss(single, reference), gram_alignment_loss(double, reference.double())]
-    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-6)
+    assert values[0].item() == pytest.approx(values[1].item(), rel=4e-7)
     for value in values:
         value.backward()
     assert (single.grad - double.grad).norm() < 1e-6 * double.grad.norm()
@@ -121,6 +121,7 @@ def test_one_sample_has_no_loss_and_no_gradient(kind, dtype):
 
 def test_reference_and_rows_of_zeros_get_no_gradient():
     features, reference = drawn((3, 4))
+    assert not gram_alignment_loss(features, reference.clone().requires_grad_()).requires_grad
     features[1] = 0
     reference[2] = 0
     features.requires_grad_()
