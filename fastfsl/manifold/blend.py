@@ -41,6 +41,7 @@ class BlendedCLIP(nn.Module):
         self.clip, self.tower = clip, tower
         self.logit_scale = clip.get_parameter("logit_scale")
         self.register_buffer("alpha", torch.tensor(alpha, device=self.logit_scale.device))
+        self.eval()
 
     def branches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """L2-normalised features of the tuned and of the frozen tower, (n, d) each, of pixels (n, 3, height, width)."""
