@@ -17,12 +17,13 @@ from fastfsl.bundle import (
     write_plan,
     write_readout,
 )
+from fastfsl.errors import BundleError
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.model_card import model_card
 from fastfsl.export.parity import flow_parity, logit_parity, visual_parity
 from fastfsl.export.readout import deployed_readout, has_flow
-from fastfsl.export.visual_graph import visual_graph
-from fastfsl.fit.deployment import Deployment, deployment
+from fastfsl.export.visual_graph import blend_record, visual_graph
+from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.evaluate import run_encoder
 from fastfsl.fit.run import Run, installed_versions
 
@@ -47,7 +48,8 @@ def export_run(
         The manifest.
 
     Raises:
-        ConfigError: if `target` exists and `force` is not set, or it cannot be written.
+        ConfigError: if `target` exists and `force` is not set, it cannot be written, or the run has no classifier that
+            is the same for every image.
         BundleError: if the encoder cannot be found or exported, or what is exported does not match the estimator.
     """
 
@@ -55,13 +57,17 @@ def export_run(
         if on_stage is not None:
             on_stage(name, done, 5)
 
-    record, deployed = run.record, deployment(run.estimator)
+    record, deployed = run.record, run.deployment()
     readout = deployed_readout(deployed)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
+        blend = None
         if record.encoder is not None:
             stage("exporting the encoder", 0)
             encoder = run_encoder(run)
+            blend = blend_record(encoder)
+            if blend is None and not encoder.normalized:
+                raise BundleError("the encoder's features are neither unit-length nor a blend's: report this")
             visual = visual_graph(encoder)
             stage("checking the encoder", 1)
             parity["visual"] = visual_parity(encoder, visual)
@@ -78,16 +84,20 @@ def export_run(
         if readout is not None:
             write_readout(staging / READOUT, readout)
         stage("checking the logits", 4)
-        parity["logits"] = logit_parity(run.estimator, deployed, flow, readout)
+        parity["logits"] = logit_parity(
+            run.estimator, deployed, flow, readout, normalized=blend is None or blend["normalized"]
+        )
 
-        fields = _manifest_fields(run, deployed, parity)
+        fields = _manifest_fields(run, deployed, blend, parity)
         (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
         stage("written", 5)
     return manifest
 
 
-def _manifest_fields(run: Run, deployed: Deployment, parity: dict[str, Any]) -> dict[str, Any]:
+def _manifest_fields(
+    run: Run, deployed: Deployment, blend: dict[str, Any] | None, parity: dict[str, Any]
+) -> dict[str, Any]:
     record, plan = run.record, deployed.plan if has_flow(deployed) else None
     encoder = record.encoder
     metrics: dict[str, Any] = {}
@@ -114,6 +124,7 @@ def _manifest_fields(run: Run, deployed: Deployment, parity: dict[str, Any]) -> 
             "pretrained": None if encoder.pretrained is None else _public_name(encoder.pretrained),
             "digest": encoder.digest,
         },
+        "blend": blend,
         "versions": installed_versions(),
         "metrics": metrics,
         "parity": parity,
@@ -124,6 +135,9 @@ def _manifest_fields(run: Run, deployed: Deployment, parity: dict[str, Any]) -> 
             "seed": record.config.seed,
             "templates": record.templates,
             "params": record.params,
+            "source": None
+            if record.source is None
+            else {"params": record.source.params, "num_parameters": record.source.num_parameters},
             "support_digests": record.support_digests,
             "train_seconds": record.train_seconds,
             "trained": record.created,

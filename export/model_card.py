@@ -28,7 +28,7 @@ def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
         "",
         f"- Parts: {_parts(fields, readout)}",
         f"- Classes: {shown}",
-        f"- Encoder: {_encoder(fields['encoder'])}",
+        f"- Encoder: {_encoder(fields['encoder'], fields['blend'])}",
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
         f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
@@ -77,11 +77,19 @@ def _answers(readout: Readout | None) -> str:
     )
 
 
-def _encoder(encoder: dict[str, Any] | None) -> str:
+def _encoder(encoder: dict[str, Any] | None, blend: dict[str, Any] | None) -> str:
     if encoder is None:
         return "none; this bundle classifies features"
     weights = f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""
-    return f"`{encoder['backbone']}`{weights}"
+    about = f"`{encoder['backbone']}`{weights}"
+    if blend is None:
+        return about
+    return (
+        f"{about}; its image tower has a tuned branch beside the frozen one, and an embedding is the blend "
+        f"alpha * tuned + (1 - alpha) * frozen of the two unit embeddings"
+        f"{', brought to length 1' if blend['normalized'] else ', as long as it comes out'}. It was trained with alpha "
+        f"{blend['alpha']:g}; `Classifier.load(..., alpha=...)` takes another, 0 being the frozen encoder"
+    )
 
 
 def _held_out(metrics: dict[str, Any]) -> str:

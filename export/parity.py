@@ -1,6 +1,7 @@
 """Does the bundle compute what the estimator computes? Asked at every export, answered in the manifest."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fastfsl.bundle import FLOW_GRAPH, VISUAL_GRAPH, Readout
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
-from fastfsl.export.visual_graph import pixels_to_embedding
+from fastfsl.export.visual_graph import blend_record, pixels_to_embedding
 from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
@@ -33,8 +34,10 @@ _SEED = 0
 def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
     """Compare the exported image tower with torch on noise and on smooth images, batches 1, 2 and 5.
 
+    A blend of two towers is compared with the weights 0, the trained one (left out of the graph's inputs) and 1.
+
     Returns:
-        `batches`, `max_abs_error` and `min_cosine` of the embeddings.
+        `batches`, `alphas` of a blend, `max_abs_error` and `min_cosine` of the embeddings.
 
     Raises:
         BundleError: if they differ by more than rounding.
@@ -43,17 +46,28 @@ def visual_parity(encoder: Encoder, model: onnx.ModelProto) -> dict[str, Any]:
     reference = pixels_to_embedding(encoder).cpu()
     rng = np.random.default_rng(_SEED)
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    blend = blend_record(encoder)
+    alphas: list[float | None] = [None] if blend is None else [0.0, None, 1.0]
     errors, cosines = [], []
-    for batch in BATCHES:
-        images = _images(rng, batch, height, width)
+    for batch, alpha in itertools.product(BATCHES, alphas):
+        feed: dict[str, NDArray[Any]] = {"images": _images(rng, batch, height, width)}
+        if alpha is not None:
+            feed["alpha"] = np.array(alpha, np.float32)
         with torch.inference_mode():
-            expected = reference(torch.from_numpy(images)).numpy()
-        got = session.run(["image_embeds"], {"images": images})[0]
+            expected = reference(*map(torch.from_numpy, feed.values())).numpy()
+        got = session.run(["image_embeds"], feed)[0]
         _check_shape("image_embeds", got, expected)
         errors.append(float(np.abs(got - expected).max()))
-        cosines.append(float((got * expected).sum(axis=1).min()))
-    report = {"batches": list(BATCHES), "max_abs_error": max(errors), "min_cosine": min(cosines)}
-    if not (min(cosines) >= MIN_COSINE and max(errors) <= MAX_FEATURE_ERROR):
+        cosines.append(float((_unit(got) * _unit(expected)).sum(axis=1).min()))
+    # np.max and np.min keep a NaN.
+    report: dict[str, Any] = {
+        "batches": list(BATCHES),
+        "max_abs_error": float(np.max(errors)),
+        "min_cosine": float(np.min(cosines)),
+    }
+    if blend is not None:
+        report["alphas"] = [blend["alpha"] if alpha is None else alpha for alpha in alphas]
+    if not (report["min_cosine"] >= MIN_COSINE and report["max_abs_error"] <= MAX_FEATURE_ERROR):
         raise BundleError(f"the exported encoder does not match torch ({report}): nothing was written; report this")
     return report
 
@@ -102,34 +116,40 @@ def flow_parity(
         cosines.append(float((got * expected).sum(axis=1).min()))
         difference = torch.from_numpy(logits).softmax(dim=-1) - expected_logits.softmax(dim=-1)
         probability_errors.append(float(difference.abs().max()))
-    report = {
+    report: dict[str, Any] = {
         "batches": list(BATCHES),
-        "max_abs_error": max(errors),
-        "min_cosine": min(cosines),
-        "max_probability_error": max(probability_errors),
+        "max_abs_error": float(np.max(errors)),
+        "min_cosine": float(np.min(cosines)),
+        "max_probability_error": float(np.max(probability_errors)),
     }
     if not (
-        min(cosines) >= MIN_COSINE
-        and max(errors) <= MAX_FEATURE_ERROR
-        and max(probability_errors) <= MAX_PROBABILITY_ERROR
+        report["min_cosine"] >= MIN_COSINE
+        and report["max_abs_error"] <= MAX_FEATURE_ERROR
+        and report["max_probability_error"] <= MAX_PROBABILITY_ERROR
     ):
         raise BundleError(f"the exported flow does not match torch ({report}): nothing was written; report this")
     return report
 
 
 def logit_parity(
-    estimator: Estimator, deployed: Deployment, flow: onnx.ModelProto | None, readout: Readout | None
+    estimator: Estimator,
+    deployed: Deployment,
+    flow: onnx.ModelProto | None,
+    readout: Readout | None,
+    *,
+    normalized: bool = True,
 ) -> dict[str, Any]:
     """Compare the runtime's whole path from features to probabilities with the estimator's.
 
-    Batches of 1, 2, 5 and, since a kernel's rounding differs from row to row, 64 random unit-length features; each is
-    noise and, in a random proportion, what the parts were made from: a class embedding, a key or a row of the weights.
+    Batches of 1, 2, 5 and, since a kernel's rounding differs from row to row, 64 random features; each is noise and, in
+    a random proportion, what the parts were made from: a class embedding, a key or a row of the weights.
 
     Args:
         estimator: the fitted estimator; a flow's early exits are left aside.
         deployed: its deployment.
         flow: `flow_graph` of its plan; None: there is none.
         readout: its read-out; None: there is none.
+        normalized: whether the features are unit-length; otherwise they are 0.2 to 1 long, as a blend's may be.
 
     Returns:
         `batches` and `max_probability_error`.
@@ -152,13 +172,14 @@ def logit_parity(
     for batch in batches:
         noise = _unit(rng.normal(size=(batch, places.shape[1])))
         near = _unit(places[rng.integers(len(places), size=batch)])
-        features = _unit(noise + near * 2 * rng.random((batch, 1))).astype(np.float32)
+        length = 1.0 if normalized else rng.uniform(0.2, 1, (batch, 1))
+        features = (length * _unit(noise + near * 2 * rng.random((batch, 1)))).astype(np.float32)
         expected = softmax(np.asarray(estimator.decision_function(features)))
         got = softmax(head.logits(features))
         _check_shape("logits", got, expected)
         errors.append(float(np.abs(got - expected).max()))
-    report = {"batches": list(batches), "max_probability_error": max(errors)}
-    if not max(errors) <= MAX_PROBABILITY_ERROR:
+    report: dict[str, Any] = {"batches": list(batches), "max_probability_error": float(np.max(errors))}
+    if not report["max_probability_error"] <= MAX_PROBABILITY_ERROR:
         raise BundleError(f"the exported logits are not the estimator's ({report}): nothing was written; report this")
     return report
 

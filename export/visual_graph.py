@@ -1,4 +1,4 @@
-"""The image encoder as an ONNX graph: uint8 pixels in, unit-length embeddings out."""
+"""The image encoder as an ONNX graph: uint8 pixels in, embeddings out; of a blend the weight may be given too."""
 
 import contextlib
 import logging
@@ -8,11 +8,13 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
 from fastfsl.flow.readout import normalize
+from fastfsl.manifold import BlendedCLIP
 
 # 18 is the torch exporter's own default; 23 emits Attention, whose CUDA kernel is new.
 OPSET = 18
@@ -21,7 +23,7 @@ _TRACED_BATCH = 2
 
 
 class _PixelsToEmbedding(nn.Module):
-    """uint8 images (n, h, w, 3) -> L2-normalised embeddings (n, d), with the encoder's own mean and deviation."""
+    """uint8 images (n, h, w, 3) -> embeddings (n, d), with the encoder's own mean and deviation."""
 
     clip: Any  # open_clip's models are untyped
     mean: Tensor
@@ -30,13 +32,14 @@ class _PixelsToEmbedding(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.clip = encoder.model
+        self.normalized = encoder.normalized
         self.register_buffer("mean", torch.tensor(encoder.preprocessing.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.preprocessing.std).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        embeddings: Tensor = self.clip.encode_image((pixels - self.mean) / self.std)
-        return normalize(embeddings)
+    def forward(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
+        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
+        embeddings: Tensor = self.clip.encode_image(pixels, *(() if alpha is None else (alpha,)))
+        return normalize(embeddings) if self.normalized else embeddings
 
 
 def pixels_to_embedding(encoder: Encoder) -> nn.Module:
@@ -44,29 +47,41 @@ def pixels_to_embedding(encoder: Encoder) -> nn.Module:
     return _PixelsToEmbedding(encoder).eval()
 
 
-def visual_graph(encoder: Encoder) -> onnx.ModelProto:
-    """Export the image tower with pixel normalisation and embedding normalisation inside.
+def blend_record(encoder: Encoder) -> dict[str, Any] | None:
+    """What a manifest says of an encoder's blend: the trained weight and whether it is normalised; None of another."""
+    if not isinstance(encoder.model, BlendedCLIP):
+        return None
+    # The shortest number that is this float32: 0.3, not 0.30000001192092896.
+    return {"alpha": float(str(encoder.model.alpha.cpu().numpy())), "normalized": encoder.normalized}
 
-    Input `images` (batch, height, width, 3) uint8, the pixels that `fastfsl.images.preprocess` returns; output
-    `image_embeds` (batch, d) float32, L2-normalised. The batch is dynamic.
+
+def visual_graph(encoder: Encoder) -> onnx.ModelProto:
+    """Export the image tower with pixel normalisation, and embedding normalisation where it has one, inside.
+
+    Inputs: `images` (batch, height, width, 3) uint8, the pixels that `fastfsl.images.preprocess` returns; of a blend of
+    two towers also `alpha`, a float32 scalar that may be left out: it is an initialiser that holds the trained weight.
+    Output: `image_embeds` (batch, d) float32, L2-normalised if the encoder is. The batch is dynamic.
 
     Raises:
         BundleError: if the tower cannot be exported, or not with a dynamic batch; the layer is named where torch
             names it.
     """
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
-    images = torch.zeros(_TRACED_BATCH, height, width, 3, dtype=torch.uint8)
+    inputs = {"images": torch.zeros(_TRACED_BATCH, height, width, 3, dtype=torch.uint8)}
+    blend = blend_record(encoder)
+    if blend is not None:
+        inputs["alpha"] = torch.tensor(blend["alpha"])
     module = pixels_to_embedding(encoder).cpu()
     try:
         with _exporting():
             program = torch.onnx.export(
                 module,
-                (images,),
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["images"],
+                input_names=list(inputs),
                 output_names=["image_embeds"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={name: {0: torch.export.Dim("batch")} if name == "images" else None for name in inputs},
                 external_data=False,
                 verbose=False,
             )
@@ -86,6 +101,8 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
             "its code fixes the batch size"
         )
     _strip_traces(model)
+    if blend is not None:  # an input with a value of its own may be left out
+        model.graph.initializer.append(numpy_helper.from_array(inputs["alpha"].numpy(), "alpha"))
     return model
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from fastfsl.cli.options import Alpha
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
@@ -35,6 +36,7 @@ def evaluate(
         typer.Option("--template", help="With --transfer and images: as for train.  [default: the run's]"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    alpha: Alpha = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -47,14 +49,18 @@ def evaluate(
     """
     if template and not transfer:
         raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")
+    if alpha is not None and transfer:
+        raise ConfigError("--alpha does not go with --transfer, which takes the weight of the training: leave one out")
     with reporting() as reporter:
         if (model / "manifest.json").is_file():
             if transfer:
                 raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
-            document = _evaluate_bundle(model, data, split, classes, device, image_root, reporter)
+            document = _evaluate_bundle(model, data, split, classes, device, alpha, image_root, reporter)
         elif (model / "run.json").is_file():
             prompts = template[0] if template and len(template) == 1 else template
-            document = _evaluate_run(model, data, split, classes, transfer, prompts, device, image_root, reporter)
+            document = _evaluate_run(
+                model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter
+            )
         else:
             raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
     document = {
@@ -80,6 +86,7 @@ def _evaluate_run(
     transfer: bool,
     templates: str | list[str] | None,
     device: str,
+    alpha: float | None,
     image_root: Path | None,
     reporter: ProgressReporter,
 ) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def _evaluate_run(
     from fastfsl.fit.run import Run
 
     run = Run.load(model, device=device)
-    options: dict[str, Any] = {"templates": templates} if transfer else {}
+    options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha}
     evaluation = (evaluate_transfer if transfer else evaluate_run)(
         run, data, split=split, classes=classes, device=device, image_root=image_root, reporter=reporter, **options
     )
@@ -102,6 +109,7 @@ def _evaluate_bundle(
     split: str,
     classes: _Classes,
     device: str,
+    alpha: float | None,
     image_root: Path | None,
     reporter: ProgressReporter,
 ) -> dict[str, Any]:
@@ -114,10 +122,12 @@ def _evaluate_bundle(
 
     manifest = read_manifest(model)
     dataset = select_classes(load_dataset(data, image_root), classes)
-    classifier = Classifier.load(model, device=device)
+    classifier = Classifier.load(model, device=device, alpha=alpha)
     names = manifest.class_names
     counts = {}
     if isinstance(dataset, FeatureDataset):
+        if alpha is not None:
+            raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
         probabilities = classifier.feature_probabilities(features)
     else:

@@ -25,3 +25,9 @@ Classes = Annotated[
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")]
 TrainingDevice = Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Where an encoder blends a tuned tower (1) with the frozen one (0): its weight.  [default: the training's]"
+    ),
+]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
+from fastfsl.cli.options import Alpha
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ def predict(
     num_threads: Annotated[
         int | None, typer.Option(help="CPU threads of one operator.  [default: what this process may use]")
     ] = None,
+    alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
@@ -44,7 +46,7 @@ def predict(
         raise ConfigError(f"--on-error must be raise or mark, got {on_error!r}")
     mode: Literal["raise", "mark"] = "mark" if on_error == "mark" else "raise"
     with stdout_kept_clean():
-        classifier = Classifier.load(bundle, device=device, num_threads=num_threads)
+        classifier = Classifier.load(bundle, device=device, num_threads=num_threads, alpha=alpha)
     files = find_images(images)
     predictions: list[Prediction] = []
     with reporting() as reporter:

@@ -175,7 +175,7 @@ class _Parts:
 def export(fit, tmp_path, monkeypatch):
     """Exports an estimator of any parts; gives the manifest and the classifier."""
     run = fit("nearest-mean")
-    monkeypatch.setattr("fastfsl.export.bundle_writer.deployment", lambda estimator: estimator.deployment())
+    monkeypatch.setattr("fastfsl.fit.run.deployment", lambda estimator: estimator.deployment())
 
     def write(parts: Any) -> tuple[bundle.Manifest, Classifier]:
         manifest = export_run(replace(run, estimator=parts), tmp_path / "bundle")
