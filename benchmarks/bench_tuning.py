@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fastfsl.demo.digits import write_digits
+
 SEEDS = tuple(range(5))
 SHOTS = 16
 
@@ -40,13 +42,12 @@ def _run(method: str, options: dict[str, Any], seed: int, folder: str) -> dict[s
 
     from fastfsl.cli.demo import demo_config
     from fastfsl.data import read_folder
-    from fastfsl.demo.digits import write_digits
     from fastfsl.encoders import class_embeddings
     from fastfsl.fit.evaluate import base_encoder
     from fastfsl.fit.train import encode_plain, train
 
     root = Path(folder)
-    data = write_digits(root / "data")
+    data = root / "data"
     run = train(data, demo_config(SHOTS, seed, method, options), cache_dir=root / f"cache{seed}")
     test = read_folder(data).split("test")
     labels = np.array([sample.label for sample in test])
@@ -70,6 +71,7 @@ def _run(method: str, options: dict[str, Any], seed: int, folder: str) -> dict[s
 
 def _table(rows: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> list[dict[str, Any]]:
     """Every row with every seed, on all cores, one thread each; a spawned process sees the thread settings."""
+    write_digits(folder / "data")
     jobs = [(name, method, options, seed) for seed in SEEDS for name, (method, options) in rows.items()]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_run, method, options, seed, str(folder)) for _, method, options, seed in jobs]

@@ -26,7 +26,7 @@ def test_an_empty_file_changes_nothing(tmp_path):
     ("text", "words"),
     [
         ("method: fma\nnum_step: 3", "did you mean 'num_steps'"),
-        ("method: lora", "'lora': expected one of auto, .*fma"),
+        ("method: lara", "'lara': expected one of auto, .*fma"),
         ("epochs: 3", "unknown option 'epochs' for method 'auto': it is an option of .*fma"),
         ("method: linear\nCs: [1, a]", "'Cs.1'"),
         ("shots: 0", "shots"),
