@@ -9,6 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +79,8 @@ class Checkpoint:
         """
         self._written = time.monotonic()
         path = self.folder / _FILE
+        if not silent:
+            self._remove_partial_files()
         if not path.exists():
             return None
         try:
@@ -94,10 +97,12 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether the last state is old enough for the next."""
-        return self._writable and time.monotonic() - self._written >= self.interval
+        return time.monotonic() - self._written >= self.interval
 
     def save(self, state: State) -> None:
-        """Replace the state on disk. Where that is impossible a message says so, and the training goes on without."""
+        """Replace the state on disk. Where that is impossible a message says so, once, and the training goes on."""
+        if not self._writable:
+            return
         header = {"format": _FORMAT, "fingerprint": self.fingerprint, "record": state.record}
         text = json.dumps(header, sort_keys=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
@@ -111,12 +116,16 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove the state, and the folder if nothing else is in it."""
-        if not self.folder.is_dir():
-            return
-        for path in (self.folder / _FILE, *self.folder.glob(f".{_FILE}.partial-*")):
-            path.unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
+        self._remove_partial_files()
+        (self.folder / _FILE).unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _remove_partial_files(self) -> None:
+        """What a process killed while it wrote has left."""
+        for path in self.folder.glob(f".{_FILE}.partial-*"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _read(path: Path) -> tuple[State, dict[str, Any]]:

@@ -182,6 +182,8 @@ def tune(
                     last_time = now
                     if place.batch < per_epoch:
                         keep()
+            if not all(parameter.isfinite().all() for parameter in state.parameters.values()):
+                raise ConfigError("the training diverged: expected finite weights: lower learning_rate")
             objective.train(mode=False)
             results = {} if evaluate is None else evaluate(epoch + 1)
             place.end_epoch(recipe.rate_at((epoch + 1) * per_epoch - 1, per_epoch), results or {})
