@@ -11,10 +11,9 @@ from PIL import Image
 from fastfsl.encoders import Augmentation
 from fastfsl.encoders.augmentation import augmented_view, seed_of_view
 from fastfsl.errors import ConfigError, DataError, ShapeError
-from fastfsl.fit import batches as module
 from fastfsl.fit.batches import FeatureBatches, ImageBatches
 from fastfsl.fit.processes import Processes
-from fastfsl.images import Preprocessing
+from fastfsl.images import Preprocessing, open_image
 
 PREPROCESSING = Preprocessing((8, 6), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 NUM_SAMPLES = 7
@@ -106,7 +105,7 @@ def test_features_come_in_different_views_of_their_sample():
 
 
 def test_images_come_in_new_views_every_epoch(paths):
-    by_label = {}
+    by_label: dict[int, torch.Tensor] = {}
     for inputs, labels in images(paths).epoch(5):
         by_label |= dict(zip(labels.tolist(), inputs, strict=True))
     for index, label in enumerate(LABELS.tolist()):
@@ -124,8 +123,12 @@ def test_images_come_in_new_views_every_epoch(paths):
 @pytest.mark.parametrize(("room", "least", "most"), [(2**20, 7, 7), (1800, 7, 7), (700, 13, 17), (0, 21, 21)])
 def test_decoded_images_are_kept_while_there_is_room(paths, monkeypatch, room, least, most):
     opened = []
-    plain = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path) or plain(path))
+
+    def counting(path):
+        opened.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr("fastfsl.fit.batches.open_image", counting)
     batches = images(paths, max_decoded_bytes=room)
     epochs = [list(batches.epoch(epoch)) for epoch in range(3)]
     assert least <= len(opened) <= most

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastfsl.fit import checkpoint as module
 from fastfsl.fit.batches import FeatureBatches
 from fastfsl.fit.checkpoint import Checkpoint, State
 from fastfsl.fit.tuning import TuningRecipe, tune
@@ -190,7 +190,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_state(tmp_path, monkeypatch, u
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", cut_short)
+        patch.setattr("fastfsl.fit.checkpoint.save_file", cut_short)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, Small())
     assert (tmp_path / FILE).read_bytes() == old
@@ -207,11 +207,13 @@ def test_a_folder_that_cannot_be_written_costs_the_checkpoint_alone(tmp_path, un
 
 def test_states_are_written_at_intervals_and_at_the_end(tmp_path, monkeypatch):
     clock, written = [0.0], []
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    plain = module.save_file
-    monkeypatch.setattr(
-        module, "save_file", lambda *values, **names: written.append(clock[0]) or plain(*values, **names)
-    )
+
+    def timed(*values, **names):
+        written.append(clock[0])
+        save_file(*values, **names)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("fastfsl.fit.checkpoint.save_file", timed)
 
     class Timed(Small):
         def forward(self, inputs: Tensor, progress: float) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -113,7 +113,10 @@ def test_dropout_is_the_same_when_the_outputs_are_computed_again():
     outputs = {name: torch.cat([part[name] for part, _ in parts]) for name in ("hidden", "plain")}
     torch.manual_seed(derived_seed(5, "batch"))
     loss, _ = plain.batch_loss(outputs, labels, 0.0)
-    (loss + sum(own * size / 7 for (_, own), size in zip(parts, (3, 3, 1), strict=True))).backward()
+    for (_, own), size in zip(parts, (3, 3, 1), strict=True):
+        assert own is not None
+        loss = loss + own * size / 7
+    loss.backward()
 
     toy = Toy(dropout=0.5).double()
     take_gradient(toy, inputs, labels, 0.0, seed=5, micro_batch=3)
