@@ -122,12 +122,12 @@ def _evaluate_bundle(
 
     manifest = read_manifest(model)
     dataset = select_classes(load_dataset(data, image_root), classes)
+    if alpha is not None and isinstance(dataset, FeatureDataset):
+        raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
     classifier = Classifier.load(model, device=device, alpha=alpha)
     names = manifest.class_names
     counts = {}
     if isinstance(dataset, FeatureDataset):
-        if alpha is not None:
-            raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
         probabilities = classifier.feature_probabilities(features)
     else:
