@@ -25,6 +25,9 @@ from fastfsl.fit.tuning import Precision, TuningRecipe, tune
 
 Templates = str | Sequence[str]
 
+# Between two states of a training on the disk: of a large model they are hundreds of megabytes.
+CHECKPOINT_SECONDS = 30.0
+
 
 class Tuned(Objective, Protocol):
     """An objective, and what is left of it after the training."""
@@ -154,7 +157,7 @@ class Source(ABC):
 
     def __post_init__(self) -> None:
         """Refuse values no training can be done with."""
-        self.recipe(1, 1)
+        self._recipe(1 if self.epochs is None else self.epochs)
 
     @abstractmethod
     def objective(self, encoder: Encoder, texts: ClassTexts) -> Tuned:
@@ -170,7 +173,9 @@ class Source(ABC):
 
     def recipe(self, num_samples: int, num_classes: int) -> TuningRecipe:
         """How that many images of that many classes are trained on."""
-        epochs = self.num_epochs(num_samples, num_classes) if self.epochs is None else self.epochs
+        return self._recipe(self.num_epochs(num_samples, num_classes) if self.epochs is None else self.epochs)
+
+    def _recipe(self, epochs: int) -> TuningRecipe:
         return TuningRecipe(
             epochs=epochs,
             batch_size=self.batch_size,
@@ -251,7 +256,7 @@ class Source(ABC):
                 "images": list(support.digests),
                 "labels": support.labels.tolist(),
             }
-            checkpoint = Checkpoint(checkpoints / name, fingerprint, on_message=on_warning)
+            checkpoint = Checkpoint(checkpoints / name, fingerprint, interval=CHECKPOINT_SECONDS, on_message=on_warning)
         history = tune(
             objective,
             self._batches(support, recipe),

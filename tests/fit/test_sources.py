@@ -1,0 +1,265 @@
+"""Methods that tune the encoder: configuration, training on images, run folders, prediction."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
+from fastfsl.encoders import class_embeddings
+from fastfsl.errors import BundleError, ConfigError
+from fastfsl.fit.config import load_config
+from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
+from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
+from fastfsl.fit.mps import MPS, RECIPES, hold_out
+from fastfsl.fit.run import RUN_FILE, Run
+from fastfsl.fit.train import encode_plain, train
+
+CLASSES, SHOTS = 3, 4
+FLAGS = {
+    "backbone": "tiny-clip",
+    "templates": ["a photo of the digit {}."],
+    "augmentation": {"horizontal_flip": False},
+    "num_views": 2,
+    "device": "cpu",
+    "epochs": 2,
+    "batch_size": 8,
+    "precision": "fp32",
+}
+FLOW = {"num_blocks": 1, "epochs": 3, "num_folds": 2}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """Scans of three digits: 4 a class in train/, 6 a class in test/."""
+    root = tmp_path_factory.mktemp("digits")
+    scans, labels = load_scans()
+    for label in range(CLASSES):
+        for position, index in enumerate(np.flatnonzero(np.array(labels) == label)[: SHOTS + 6]):
+            folder = root / ("train" if position < SHOTS else "test") / CLASS_NAMES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(enlarge(scans[index])).save(folder / f"{index:04d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """Trains a method on the digits, once; gives the run."""
+    runs: dict[str, Run] = {}
+
+    def run(method, **flags):
+        key = f"{method} {flags}"
+        if key not in runs:
+            own = {**FLAGS, **flags}
+            if "+" in method:
+                both = {name: own.pop(name) for name in ("epochs", "batch_size", "precision")}
+                own |= {method.partition("+")[0]: both, "fma": FLOW}
+            runs[key] = train(digits, load_config(flags={"method": method, **own}), cache_dir=digits.parent / "cache")
+        return runs[key]
+
+    return run
+
+
+def test_every_source_is_found_alone_and_before_every_estimator():
+    for name in SOURCES:
+        assert find_source(name) is SOURCES[name]
+        assert "arXiv" in SOURCES[name].summary
+        for estimator in METHODS:
+            assert find_method(f"{name}+{estimator}") is METHODS[estimator]
+    assert find_source("fma") is None
+    for wrong in ("mps+", "mps+mps", "fma+mps", "+fma", "mps+fma+gda"):
+        with pytest.raises(ConfigError, match="such as mps\\+fma"):
+            find_method(wrong)
+
+
+def test_options_go_to_whom_they_belong():
+    config = load_config(flags={"method": "mps+fma", "num_blocks": 2, "alpha": 0.5, "mps": {"epochs": 3}})
+    assert config.params == {"num_blocks": 2}
+    assert config.source_params == {"alpha": 0.5, "epochs": 3}
+    assert load_config(flags={"method": "mps", "epochs": 3}).source_params == {"epochs": 3}
+    with pytest.raises(ConfigError, match="'epochs' is one of mps and of fma"):
+        load_config(flags={"method": "mps+fma", "epochs": 3})
+    with pytest.raises(ConfigError, match="expected options under 'fma', got 3"):
+        load_config(flags={"method": "mps+fma", "fma": 3})
+    with pytest.raises(ConfigError, match="'beta'"):
+        load_config(flags={"method": "mps+fma", "beta": 3})
+    with pytest.raises(ConfigError, match="it is an option of mps"):
+        load_config(flags={"method": "lora", "sculpting_weight": 3})
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("mps", {"alpha": 0.0}),
+        ("mps", {"alpha": 1.5}),
+        ("mps", {"alignment_weight": -1.0}),
+        ("mps", {"sculpting_weight": -1.0}),
+        ("mps", {"temperature": (0.0, 0.1)}),
+        ("mps", {"data_set": "mnist"}),
+        ("mps", {"epochs": 0}),
+        ("lora", {"batch_size": 0}),
+        ("coop", {"learning_rate": 0.0}),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_read(method, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        make_source(method, options, seed=0, device="cpu")
+
+
+def test_the_paper_sets_what_the_user_does_not():
+    for name, recipe in RECIPES.items():
+        source = MPS(data_set=name)
+        assert source.alignment_weight_ == recipe.alignment_weight
+        assert source.recipe(160, 10).epochs == recipe.epochs
+    assert MPS(data_set="food101", alignment_weight=0.25).alignment_weight_ == 0.25
+    assert MPS(data_set="eurosat", epochs=7).recipe(160, 10).epochs == 7
+
+
+def test_a_feature_file_has_no_encoder_to_tune(tmp_path, write_features):
+    with pytest.raises(ConfigError, match="tunes the encoder, and a feature file has none"):
+        train(write_features(tmp_path / "f.npz"), load_config(flags={"method": "mps+gda", "device": "cpu"}))
+
+
+@pytest.mark.parametrize("method", [*SOURCES, *(f"{name}+fma" for name in SOURCES if name != "mps-paper")])
+def test_a_run_comes_back_from_its_folder_as_it_was(trained, digits, tmp_path, method):
+    run = trained(method)
+    assert run.record.num_parameters > 0
+    assert run.record.source is not None
+    assert len(run.record.source.selection["history"]) == 2
+    run.save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    cache = tmp_path / "cache"
+    expected = evaluate_run(run, digits, device="cpu", cache_dir=cache)
+    got = evaluate_run(loaded, digits, device="cpu", cache_dir=cache)
+    assert got == expected
+    assert loaded.source is not None
+    assert run.source is not None
+    assert loaded.source.num_parameters_ == run.source.num_parameters_
+
+
+def test_mps_reads_out_the_blend_with_its_length(trained, digits):
+    run = trained("mps")
+    base, encoder = base_encoder(run), run_encoder(run)
+    samples = run_samples(digits)
+    blend = encode_plain(encoder, samples, cache_dir=digits.parent / "cache")
+    assert (np.linalg.norm(blend, axis=1) < 1).all()
+    tuned, frozen = (
+        encode_plain(run_encoder(run, alpha=alpha), samples, cache_dir=digits.parent / "cache") for alpha in (1.0, 0.0)
+    )
+    np.testing.assert_allclose(blend, 0.3 * tuned + 0.7 * frozen, atol=1e-6)
+    np.testing.assert_allclose(frozen, encode_plain(base, samples, cache_dir=digits.parent / "cache"), atol=1e-5)
+    assert np.abs(tuned - frozen).max() > 1e-3  # it was trained
+    texts = class_embeddings(base, run.record.class_names, run.record.config.templates)
+    logits = run.record.logit_scale * (0.3 * tuned @ texts.T + 0.7 * frozen @ texts.T)
+    np.testing.assert_allclose(run.estimator.decision_function(blend), logits, atol=1e-3)
+
+
+def test_an_estimator_after_mps_sees_unit_features(trained, digits):
+    encoder = run_encoder(trained("mps+fma"))
+    features = encode_plain(encoder, run_samples(digits), cache_dir=digits.parent / "cache")
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+
+
+def test_another_alpha_goes_with_a_blend_alone(trained):
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        run_encoder(trained("mps"), alpha=1.5)
+    with pytest.raises(ConfigError, match="this run's method is coop"):
+        run_encoder(trained("coop"), alpha=0.5)
+
+
+def test_cocoop_alone_is_no_fixed_classifier(trained, digits):
+    run = trained("cocoop")
+    base = base_encoder(run)
+    features = encode_plain(base, run_samples(digits), cache_dir=digits.parent / "cache")
+    conditional = run.probabilities(features, lambda: base)
+    assert np.abs(conditional - run.estimator.predict_proba(features)).max() > 1e-6
+    with pytest.raises(ConfigError, match=r"cocoop cannot be exported.*cocoop\+fma"):
+        run.deployment()
+    trained("cocoop+fma").deployment()
+
+
+def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
+    run = trained("mps", alpha="choose", alignment_weight="choose")
+    found = run.record.source.selection["held_out"]
+    assert found["num_held_out"] == CLASSES
+    assert len(found["candidates"]) == 20
+    best = max(found["candidates"], key=lambda candidate: candidate["accuracy"])["accuracy"]
+    assert found["accuracy"] == best
+    chosen = {"alignment_weight": run.source.alignment_weight_, "alpha": run.source.alpha_, "accuracy": best}
+    assert chosen in found["candidates"]
+    assert all(len(curve) == 2 for curve in found["accuracy_by_epoch"].values())
+
+
+def test_a_part_of_every_class_that_has_two_is_held_out():
+    labels = np.array([0] * 8 + [1] * 2 + [2])
+    kept, held_out = hold_out(labels, seed=0)
+    assert sorted([*kept, *held_out]) == list(range(11))
+    assert np.bincount(labels[held_out], minlength=3).tolist() == [2, 1, 0]
+
+
+def test_the_training_is_a_function_of_the_seed(trained, digits):
+    first, again = trained("mps").source, trained("mps", seed=0).source
+    other = trained("mps", seed=1).source
+    state, same, different = first.state(), again.state(), other.state()
+    assert all(np.array_equal(state[name], same[name]) for name in state)
+    assert any(not np.array_equal(state[name], different[name]) for name in state)
+
+
+def test_a_run_without_its_tuned_weights_is_refused(trained, tmp_path):
+    trained("mps").save(tmp_path / "run")
+    (tmp_path / "run" / "source.safetensors").unlink()
+    with pytest.raises(BundleError, match="train it again"):
+        Run.load(tmp_path / "run")
+    text = (tmp_path / "run" / RUN_FILE).read_text().replace('"method": "mps"', '"method": "zero-shot"')
+    (tmp_path / "run" / RUN_FILE).write_text(text)
+    with pytest.raises(BundleError, match="train it again"):
+        Run.load(tmp_path / "run")
+
+
+_KILLED = """
+import os, signal, sys
+import fastfsl.fit.source as source
+from fastfsl.cli import main
+source.CHECKPOINT_SECONDS = 0.0
+save, saved = source.Checkpoint.save, []
+def save_and_die(self, state):
+    save(self, state)
+    saved.append(state)
+    if len(saved) == 3:  # after the first batch of the second epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv.pop(1) == "die":
+    source.Checkpoint.save = save_and_die
+main()
+"""
+
+
+def test_a_killed_training_goes_on_and_ends_alike(digits, tmp_path, monkeypatch, trained):
+    monkeypatch.setenv("FASTFSL_CACHE", str(tmp_path / "cache"))
+    config = tmp_path / "config.json"  # JSON is YAML
+    config.write_text(json.dumps({**FLAGS, "method": "mps"}))
+
+    def run(what):
+        command = [sys.executable, "-c", _KILLED, what, "train", str(digits), "--out", str(tmp_path / "run")]
+        return subprocess.run([*command, "--config", str(config)], capture_output=True, text=True, check=False)
+
+    killed = run("die")
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "run").exists()
+    resumed = run("live")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after 1 epochs and 1 batches" in resumed.stderr
+    first, expected = Run.load(tmp_path / "run").source, trained("mps").source.state()
+    assert first is not None
+    for name, array in first.state().items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.json", "run"]
+
+
+def run_samples(digits):
+    from fastfsl.data import load_dataset
+
+    return load_dataset(digits, None).split("test")
