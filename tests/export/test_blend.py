@@ -22,7 +22,7 @@ from fastfsl.export.visual_graph import blend_record, visual_graph
 from fastfsl.runtime.session import create_session
 
 
-@pytest.fixture(scope="module", params=["open_clip", "test_vit3"])
+@pytest.fixture(scope="module", params=["open_clip", pytest.param("test_vit3", marks=pytest.mark.slow)])
 def encoder(request, make_blended) -> Encoder:
     encoder: Encoder = make_blended(request.param)
     return encoder
