@@ -28,9 +28,11 @@ class Toy(nn.Module):
             parameter.data.normal_(generator=generator)
         self.dropout = nn.Dropout(dropout)
         self.progress: list[float] = []
+        self.modes: set[bool] = set()
 
     def forward(self, inputs: Tensor, progress: float) -> tuple[dict[str, Tensor], Tensor | None]:
         self.progress.append(progress)
+        self.modes.add(self.training)
         hidden = self.dropout(self.layer(inputs)) + self.frozen
         return {"hidden": hidden, "plain": inputs}, (1 + progress) * hidden.square().mean()
 
@@ -158,6 +160,7 @@ def test_training_is_the_plain_loop(optimizer):
 def test_history_holds_the_means_of_all_losses_and_what_evaluate_says():
     epochs: list[tuple[int, int]] = []
     toy = Toy()
+    toy.eval()
 
     def evaluate(done: int) -> dict[str, float] | None:
         assert not toy.training
@@ -178,6 +181,7 @@ def test_history_holds_the_means_of_all_losses_and_what_evaluate_says():
         assert entry["seconds"] >= 0
     assert torch.equal(toy.frozen, Toy().frozen)
     assert torch.equal(toy.unused, Toy().unused)
+    assert toy.modes == {True}
     assert not toy.training
 
 
@@ -223,6 +227,15 @@ def test_a_scaled_loss_gives_the_same_weights(monkeypatch):
 def test_divergence_is_told(recipe):
     with pytest.raises(ConfigError, match=r"diverged.*lower learning_rate"):
         run(Toy(), TuningRecipe(**{"epochs": 3, **recipe}))
+
+
+def test_weights_that_end_up_infinite_are_told():
+    class Steep(OwnOnly):
+        def forward(self, inputs: Tensor, progress: float) -> tuple[dict[str, Tensor], Tensor | None]:
+            return {}, (0 * self.layer(inputs)).square().mean().sqrt()  # 0, but with no finite gradient
+
+    with pytest.raises(ConfigError, match="expected finite weights"):
+        run(Steep(), TuningRecipe(epochs=1), batches=batches(batch_size=11))
 
 
 def test_nothing_to_train():
