@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from fastfsl.devices import has_fast_bf16
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, DeviceError
 from fastfsl.fit.batches import Batches, derived_seed
 from fastfsl.fit.checkpoint import Checkpoint
 from fastfsl.fit.flow_training import warmup_cosine
@@ -131,6 +131,7 @@ def tune(
 
     Raises:
         ConfigError: nothing to train, a precision that the device does not have, or a training that diverged.
+        DeviceError: the objective is on another device.
     """
     processes = join_processes(device)
     if not processes.is_main:
@@ -198,6 +199,9 @@ def _start(objective: Objective, recipe: TuningRecipe, device: torch.device, *, 
     parameters = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     if not parameters:
         raise ConfigError("expected an objective with trained parameters, got none with requires_grad")
+    wrong = {parameter.device for parameter in parameters.values()} - {torch.empty(0, device=device).device}
+    if wrong:
+        raise DeviceError(f"expected the objective on {device}, got parameters on {', '.join(map(str, wrong))}")
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizer: Optimizer
     if recipe.optimizer == "adamw":

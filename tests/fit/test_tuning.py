@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, DeviceError
 from fastfsl.fit.batches import FeatureBatches, derived_seed
 from fastfsl.fit.objective import take_gradient
 from fastfsl.fit.tuning import TuningRecipe, tune
@@ -241,6 +241,11 @@ def test_weights_that_end_up_infinite_are_told():
 def test_nothing_to_train():
     with pytest.raises(ConfigError, match="got none with requires_grad"):
         run(Toy().requires_grad_(requires_grad=False))
+
+
+def test_an_objective_elsewhere_is_told():
+    with pytest.raises(DeviceError, match="expected the objective on cpu, got parameters on meta"):
+        run(Toy().to("meta"))
 
 
 def test_fp16_needs_cuda():
