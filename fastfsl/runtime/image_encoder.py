@@ -66,7 +66,7 @@ class ImageEncoder:
         check_graph(file, session, {"images": [*preprocessing.image_size, 3]}, {"image_embeds": [manifest.embed_dim]})
         nodes = (*session.get_inputs(), *session.get_overridable_initializers())
         found = {node.name: (node.type, list(node.shape)) for node in nodes if node.name != "images"}
-        expected = {} if manifest.blend is None else {"alpha": ("tensor(float)", [])}
+        expected: dict[str, tuple[str, list[int]]] = {} if manifest.blend is None else {"alpha": ("tensor(float)", [])}
         if found != expected:
             raise BundleError(
                 f"{file}: expected, of an encoder whose blend is {manifest.blend}, the inputs {expected} besides "

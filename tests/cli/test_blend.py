@@ -67,15 +67,14 @@ def test_a_weight_is_a_number_from_0_to_1(fastfsl, write_bundle, photos, tmp_pat
 def test_a_weight_goes_with_images(fastfsl, write_bundle, tmp_path):
     """The features of a feature file are blended already, or not at all."""
     path = write_bundle(tmp_path / "bundle", class_names=("a", "b"), blend={"alpha": 0.3, "normalized": True})
-    rows = np.eye(5, dtype=np.float32)
+    rows, labels = np.eye(5, dtype=np.float32)[:2], np.arange(2)
     np.savez(
         tmp_path / "features.npz",
-        **{
-            f"{split}_{what}": values
-            for split in ("train", "test")
-            for what, values in (("features", rows[:2]), ("labels", np.arange(2)))
-        },
-        class_embeddings=rows[:2],
+        train_features=rows,
+        train_labels=labels,
+        test_features=rows,
+        test_labels=labels,
+        class_embeddings=rows,
         class_names=np.array(["a", "b"]),
     )
     _refused(fastfsl("evaluate", path, tmp_path / "features.npz", "--alpha", "0.5"), "these data are features")

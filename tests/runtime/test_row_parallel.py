@@ -26,6 +26,9 @@ class Doubling:
     def get_inputs(self):
         return []
 
+    def get_overridable_initializers(self):
+        return []
+
     def get_outputs(self):
         return []
 
@@ -54,6 +57,18 @@ def test_many_rows_are_shared_out_and_come_back_in_order(count):
     assert sum(sizes) == count
     assert max(sizes) - min(sizes) <= 1
     assert shared.calls == []
+
+
+def test_a_scalar_goes_to_every_part_whole():
+    class Scaling(Doubling):
+        def run(self, output_names, input_feed):
+            assert input_feed["by"].shape == ()
+            return [input_feed["by"] * input_feed["x"]]
+
+    rows = np.arange(200.0).reshape(100, 2)
+    for count in (1, 100):
+        feed = {"by": np.array(3.0), "x": rows[:count]}
+        np.testing.assert_array_equal(RowParallelSession(Scaling(), Scaling(), 2).run(None, feed)[0], 3 * rows[:count])
 
 
 def test_an_error_in_a_part_is_the_calls_error():
