@@ -88,10 +88,8 @@ class Block(nn.Module):
 
     def _heads(self, projected: Tensor, count: int) -> tuple[Tensor, ...]:
         """(n, T, count * w) to `count` tensors (n, heads, T, w / heads)."""
-        heads: tuple[Tensor, ...] = (
-            projected.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        return heads
+        parts = projected.chunk(count, dim=-1)  # before the heads, so that the gradients of the parts meet in one copy
+        return tuple(part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mixed = F.scaled_dot_product_attention(self.norm_q(query), self.norm_k(key), value)

@@ -21,9 +21,10 @@ def open_clip_tower(**changes: Any) -> nn.Module:
     return VisionTransformer(**(options | {"output_dim": 24} | changes))
 
 
-def timm_tower(name: str, pool: str, proj: str) -> nn.Module:
+def timm_tower(name: str, pool: str, proj: str, **changes: Any) -> nn.Module:
     tower = TimmModel(name, 24, pool=pool, proj=proj)
     tower.set_input_size(48)
+    vars(tower.trunk).update(changes)
     return tower
 
 
@@ -36,7 +37,8 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
     "timm-token": lambda: timm_tower("test_vit", "token", "linear"),
     "timm-average": lambda: timm_tower("test_vit2", "avg", ""),  # the trunk's own head, norm after the pool
     "timm-mlp": lambda: timm_tower("test_vit", "avg", "mlp"),
-    "timm-map": lambda: timm_tower("test_vit3", "map", "none"),  # SigLIP's
+    "timm-map": lambda: timm_tower("test_vit3", "map", "none", pool_include_prefix=False),  # SigLIP's
+    "timm-map-all": lambda: timm_tower("test_vit3", "map", "none"),  # its register token is pooled too
 }
 
 
