@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fastfsl.arrays import check_width, unit_rows
+from fastfsl.arrays import check_width, numbers, unit_rows
 from fastfsl.data import ClassSelection, FeatureDataset, load_dataset, select_classes
 from fastfsl.data.scoring import Evaluation
 from fastfsl.encoders import class_embeddings as embed_classes
@@ -23,9 +23,11 @@ from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.deployment import deployment
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.evaluate import evaluate_run, run_encoder, samples_to_score
+from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder, samples_to_score
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.run import Run
+from fastfsl.fit.source import ClassTexts
+from fastfsl.fit.text_readout import TextReadout
 from fastfsl.fit.train import Reporter, SilentReporter, train
 from fastfsl.flow import plan_states, read_out
 from fastfsl.heads import ZeroShot
@@ -106,7 +108,7 @@ def evaluate_transfer(
     """Score a run on classes of which it knows nothing but their texts: the data set's own classes.
 
     Args:
-        run: of a flow, or zero-shot.
+        run: of a flow, zero-shot, or a tuned encoder by itself or with a flow.
         data: images, or features of the same encoder.
         split: which split.
         classes: which classes of the data.
@@ -123,7 +125,8 @@ def evaluate_transfer(
     """
     _transferable(run.estimator)  # before anything is encoded
     dataset = select_classes(load_dataset(data, image_root), classes)
-    encoder = functools.cache(lambda: run_encoder(run, device=device))
+    base = functools.cache(lambda: base_encoder(run, device=device))
+    encoder = functools.cache(lambda: run.tuned(base()))
     names = dataset.class_names
     samples = samples_to_score(run, dataset, names, split, encoder, reporter or SilentReporter(), cache_dir)
     if isinstance(dataset, FeatureDataset):
@@ -131,7 +134,14 @@ def evaluate_transfer(
             raise ConfigError("prompts go with images: a feature file has its class embeddings already")
         embeddings = dataset.class_embeddings
     else:
-        embeddings = embed_classes(encoder(), names, run.record.config.templates if templates is None else templates)
+        prompts = run.record.config.templates if templates is None else templates
+        embeddings = embed_classes(base(), names, prompts)
+        if run.source is not None:
+            texts = ClassTexts(names, prompts, embeddings)
+            if run.is_conditional:
+                logits = run.source.conditional_logits(base(), texts, samples.features)
+                return samples.score(logits.argmax(axis=1), names)
+            embeddings = run.source.embeddings_for(base(), texts)
     logits = transfer_logits(run.estimator, samples.features, embeddings, run.record.logit_scale)
     return samples.score(logits.argmax(axis=1), names)
 
@@ -172,7 +182,7 @@ def transfer_logits(
     fixed Euler steps, as when it is deployed.
 
     Args:
-        estimator: a fitted flow, or zero-shot.
+        estimator: a fitted flow, zero-shot, or the read-out of a tuned encoder.
         features: image features, (n, d); any length.
         class_embeddings: text features of other classes, (C, d); any length.
         logit_scale: factor on the cosine similarities.
@@ -185,9 +195,13 @@ def transfer_logits(
         ShapeError: if the widths differ.
     """
     flow = _transferable(estimator)
-    rows = unit_rows(features, "features", np.float32)
+    keeps_length = isinstance(estimator, TextReadout) and not estimator.normalized
+    rows = (numbers if keeps_length else unit_rows)(features, "features", np.float32)
     embeddings = unit_rows(class_embeddings, "class_embeddings", np.float32)
     check_width(rows.shape[1], embeddings.shape[1])
+    if keeps_length:
+        blended: NDArray[np.float32] = logit_scale * rows @ embeddings.T
+        return blended
     states = [torch.from_numpy(rows)]
     if flow is not None:
         deployed = deployment(flow)
@@ -205,12 +219,12 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def _transferable(estimator: Estimator) -> FlowMatchingAlignment | None:
-    """The flow; None for zero-shot, which moves nothing.
+    """The flow; None for zero-shot and for a tuned encoder by itself, which move nothing.
 
     Raises:
         ConfigError: if the estimator holds anything about its own classes that others do not have.
     """
-    if isinstance(estimator, ZeroShot):
+    if isinstance(estimator, ZeroShot | TextReadout):
         return None
     if isinstance(estimator, FlowMatchingAlignment):
         return estimator

@@ -6,6 +6,7 @@ model.safetensors   the fitted arrays
 source.safetensors  what was tuned of the encoder, where the method has a source
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -146,7 +147,7 @@ class Run:
             features: of the tuned encoder, (n, d).
             encoder: called for the encoder as it was before the training, if the classes depend on the image.
         """
-        if self.source is None or not self._conditional:
+        if self.source is None or not self.is_conditional:
             return self.estimator.predict_proba(features)
         logits = self.source.conditional_logits(encoder(), self._texts(self.source), features)
         probabilities: NDArray[Any] = softmax(logits, axis=1)
@@ -158,7 +159,7 @@ class Run:
         Raises:
             ConfigError: the classifier is another one for every image.
         """
-        if self._conditional:
+        if self.is_conditional:
             name = self.record.config.method
             raise ConfigError(
                 f"{name} cannot be exported: every image has prompts of its own, so the text tower would have to read "
@@ -168,7 +169,7 @@ class Run:
         return deployment(self.estimator)
 
     @property
-    def _conditional(self) -> bool:
+    def is_conditional(self) -> bool:
         """Whether every image has class embeddings of its own."""
         return self.source is not None and self.source.conditional and isinstance(self.estimator, TextReadout)
 
@@ -248,7 +249,11 @@ def tuned_for(
         tuned = source.tuned(encoder, texts, alpha)
     else:
         tuned = source.tuned(encoder, texts)
-    return replace(tuned, normalized=tuned.normalized or not isinstance(estimator, TextReadout))
+    if tuned.normalized or isinstance(estimator, TextReadout):
+        return tuned
+    # Other features, so another name in the cache.
+    digest = hashlib.sha256(f"{tuned.digest} normalized".encode()).hexdigest()
+    return replace(tuned, normalized=True, digest=digest)
 
 
 def _unfitted(record: RunRecord, device: str) -> Estimator:

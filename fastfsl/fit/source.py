@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastfsl.encoders import Augmentation, Encoder
+from fastfsl.encoders import Augmentation, Encoder, class_embeddings
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.batches import Batches, FeatureBatches, ImageBatches
 from fastfsl.fit.checkpoint import Checkpoint
@@ -299,6 +299,15 @@ class Source(ABC):
     def tuned(self, encoder: Encoder, texts: ClassTexts) -> Encoder:
         """The encoder with what was trained."""
         return self.restored_objective(encoder, texts).tuned_encoder()
+
+    def embeddings_for(self, encoder: Encoder, texts: ClassTexts) -> NDArray[np.float32]:
+        """Class embeddings (C, d) of other classes, which the training did not see: by default as the prompts say.
+
+        Args:
+            encoder: as it was before the training.
+            texts: the other classes.
+        """
+        return class_embeddings(self.tuned(encoder, texts), texts.names, texts.templates)
 
     def conditional_logits(
         self, encoder: Encoder, texts: ClassTexts, features: NDArray[np.floating]

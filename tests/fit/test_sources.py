@@ -16,6 +16,7 @@ from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
 from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
 from fastfsl.fit.mps import MPS, RECIPES, hold_out
+from fastfsl.fit.protocols import evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.train import encode_plain, train
 
@@ -180,6 +181,20 @@ def test_cocoop_alone_is_no_fixed_classifier(trained, digits):
     with pytest.raises(ConfigError, match=r"cocoop cannot be exported.*cocoop\+fma"):
         run.deployment()
     trained("cocoop+fma").deployment()
+
+
+@pytest.mark.parametrize("method", ["mps", "mps+fma", "lora", "coop", "cocoop"])
+def test_classes_known_by_their_texts_are_told_apart_as_trained_where_they_are_the_same(trained, digits, method):
+    run = trained(method)
+    cache = digits.parent / "cache"
+    assert evaluate_transfer(run, digits, device="cpu", cache_dir=cache).accuracy == pytest.approx(
+        evaluate_run(run, digits, device="cpu", cache_dir=cache).accuracy
+    )
+
+
+def test_unseen_classes_have_no_mean_over_the_support(trained, digits):
+    with pytest.raises(ConfigError, match="take cocoop alone"):
+        evaluate_transfer(trained("cocoop+fma"), digits, device="cpu", cache_dir=digits.parent / "cache")
 
 
 def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
