@@ -50,7 +50,9 @@ def train(
     from fastfsl.files import check_output
 
     require_training()
+    from fastfsl.devices import resolve_device
     from fastfsl.fit.config import load_config
+    from fastfsl.fit.processes import join_processes
     from fastfsl.fit.run import RUN_FILE
     from fastfsl.fit.train import train as run_training
 
@@ -75,6 +77,8 @@ def train(
     checkpoints = out.with_name(f".{out.name}.training")
     with reporting() as reporter:
         run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
+    if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
+        return
     run.save(out, force=force)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if as_json:

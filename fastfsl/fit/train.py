@@ -22,10 +22,12 @@ from fastfsl.data import (
     select_classes,
 )
 from fastfsl.data.scoring import digest_of
+from fastfsl.devices import resolve_device
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.methods import find_source
+from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import EncoderRecord, Run, RunRecord, SourceRecord, installed_versions, now, tuned_for
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport
 from fastfsl.fit.text_readout import TextReadout
@@ -217,6 +219,7 @@ def _image_support(
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
     for path, reason in damaged:
         reporter.warn(f"skipped {path}: {reason}")
+    join_processes(resolve_device(config.device))  # each its card, before a model is loaded
     base = load_encoder(config.backbone, config.pretrained, config.device)
     labels = np.array([sample.label for sample in samples], dtype=np.int64)
     digests = [digest_of(sample.path) for sample in samples]
