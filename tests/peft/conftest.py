@@ -65,7 +65,7 @@ def toy_encoder():
     return make_encoder
 
 
-@pytest.fixture(params=TEXT_FORMS)
+@pytest.fixture(scope="session", params=TEXT_FORMS)
 def text_form(request) -> Encoder:
     return make_encoder(TEXT_FORMS[request.param])
 

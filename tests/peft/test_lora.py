@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -134,7 +135,11 @@ def test_dropout_is_on_the_updates_input_alone(toy, randomised):
     torch.testing.assert_close(dropped.mean(0).flatten(), update.eval()(x[0]), rtol=0.1, atol=0.2)
     spread = (dropped - dropped.mean(0)).flatten(1).T.cov().unflatten(0, (3, -1)).unflatten(-1, (3, -1))
     assert spread[0, :, 0].abs().mean() > 10 * spread[0, :, 1].abs().mean()  # q, k and v have masks of their own
+    embeddings = source.class_embeddings()
+    assert source.training
+    assert update.training
     assert not any(module.training for module in source.eval().modules())
+    assert np.array_equal(embeddings, source.class_embeddings())
 
 
 def test_several_passes_of_the_text_tower_change_nothing(toy, pixels, randomised, monkeypatch):
@@ -148,39 +153,12 @@ def test_several_passes_of_the_text_tower_change_nothing(toy, pixels, randomised
     torch.testing.assert_close(*gradients)
 
 
-def test_autocast_keeps_features_and_loss_in_float32(toy, pixels, randomised):
-    source = randomised(CLIPLoRA(toy, NAMES, TEMPLATES), std=0.1).eval()
-    exact = images_of(source, pixels)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs, _ = source(pixels[:, None], 0.0)
-        loss, _ = source.batch_loss(outputs, torch.tensor([0, 1, 2]), 0.0)
-        logits = source.logits(outputs)
-    assert outputs["features"].dtype == logits.dtype == loss.dtype == torch.float32
-    torch.testing.assert_close(outputs["features"], exact, rtol=0, atol=0.05)
-    assert not torch.equal(logits, logits.bfloat16().float())
-
-
 def test_trains_184320_numbers_on_vit_b_16(toy, toy_encoder):
     with torch.device("meta"):
         model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16")).requires_grad_(False)
     encoder = toy_encoder()
     encoder.model, encoder.device, encoder.embed_dim = model, torch.device("meta"), 512
     assert CLIPLoRA(encoder, NAMES, TEMPLATES).num_parameters == 184320
-
-
-def test_steps_lower_the_training_loss(tiny, digits):
-    images, labels, names = digits
-    torch.manual_seed(0)
-    source = CLIPLoRA(tiny, names, "a photo of the digit {}.")
-    optimizer = torch.optim.AdamW([p for p in source.parameters() if p.requires_grad], lr=5e-3)
-    losses = []
-    for _ in range(8):
-        loss, _ = source.batch_loss(source(images[:, None], 0.0)[0], labels, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
