@@ -127,7 +127,8 @@ class _GramAlignment(torch.autograd.Function):
             gram = torch.bmm(difference, middle.mT).baddbmm_(middle, difference.mT)
         if normalize:
             gram.diagonal(dim1=-2, dim2=-1).zero_()
-        ctx.entries = gram.shape[-1] ** 2
+        ctx.entries = entries = gram.shape[-1] ** 2
+        values: Tensor
         if kind == "l1":
             values = torch.linalg.vector_norm(gram, ord=1, dim=-1).sum(dim=-1)
             gram.sign_()
@@ -135,7 +136,7 @@ class _GramAlignment(torch.autograd.Function):
             values = torch.linalg.vector_norm(gram, dim=(-2, -1)).square()
             gram.mul_(2)
         ctx.save_for_backward(features, scale, gram)
-        return values / ctx.entries
+        return values / entries
 
     @staticmethod
     @once_differentiable
