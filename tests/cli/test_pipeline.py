@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
-from fastfsl.fit.methods import METHODS
+from fastfsl.fit.methods import METHODS, SOURCES
 from fastfsl.images import open_image
 from fastfsl.runtime import Classifier
 
@@ -281,6 +281,45 @@ def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, m
     assert of_run["num_steps"] == trained["num_steps"]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mps",
+        "clip-adapter",
+        "lora+fma",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "coop", "mps+gda", "cocoop+gda")),
+    ],
+)
+def test_a_tuned_encoder_goes_the_same_way(run_fastfsl, digits, cache, tmp_path, method):
+    run, bundle, config = tmp_path / "run", tmp_path / "bundle", tmp_path / "c.json"
+    source, _, estimator = method.partition("+")
+    parts: dict[str, Any] = {source: {"epochs": 2}}
+    if estimator == "fma":
+        parts["fma"] = {"num_blocks": 1, "epochs": 3, "num_folds": 2}
+    shared = {"backbone": "tiny-clip", "num_views": 2, "augmentation": {"horizontal_flip": False}}
+    config.write_text(json.dumps({"method": method, "templates": "a photo of the digit {}.", **shared, **parts}))
+    trained = run_fastfsl("train", digits, "--out", run, "--config", config, "--shots", SHOTS, "--json").document
+    assert trained["method"] == method
+    exported = run_fastfsl("export", run, bundle, "--json").document
+    assert exported["parity"]["visual"]["min_cosine"] >= 0.99999
+    of_run, of_bundle = (run_fastfsl("evaluate", model, digits, "--json").document for model in (run, bundle))
+    calibration = [document.pop("calibration_error") for document in (of_run, of_bundle)]
+    assert calibration[0] == pytest.approx(calibration[1], abs=1e-4)
+    assert {**of_run, "model": None} == {**of_bundle, "model": None}
+
+
+def test_what_has_no_fixed_classifier_is_refused_with_what_to_do(run_fastfsl, digits, cache, tmp_path):
+    config = tmp_path / "c.json"
+    shared = {"backbone": "tiny-clip", "num_views": 2, "augmentation": {"horizontal_flip": False}}
+    config.write_text(json.dumps({"method": "cocoop", "epochs": 1, "batch_size": 6, **shared}))
+    options = ("--config", config, "--shots", SHOTS)
+    assert run_fastfsl("train", digits, "--out", tmp_path / "run", *options).exit_code == 0
+    assert 0 <= run_fastfsl("evaluate", tmp_path / "run", digits, "--json").document["accuracy"] <= 1
+    refused = run_fastfsl("export", tmp_path / "run", tmp_path / "bundle")
+    assert (refused.exit_code, (tmp_path / "bundle").exists()) == (2, False)
+    assert "cocoop+fma" in refused.stderr
+
+
 def test_a_threshold_is_asked_for_kept_and_measured(run_fastfsl, write_features, tmp_path):
     data, run, bundle, config = write_features("npz"), tmp_path / "run", tmp_path / "bundle", tmp_path / "c.yaml"
     config.write_text("components: [gda, lp++]\n")  # quick: without the flow
@@ -298,4 +337,4 @@ def test_a_threshold_is_asked_for_kept_and_measured(run_fastfsl, write_features,
 
 def test_help_lists_every_method(run_fastfsl):
     words = run_fastfsl("train", "--help").stdout.split()
-    assert all(f"{name}:" in words for name in METHODS)
+    assert all(f"{name}:" in words for name in (*METHODS, *SOURCES))
