@@ -1,6 +1,6 @@
 """The configuration of a training: a YAML file, command-line flags that win over it, and the method's parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +83,43 @@ def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -
         ConfigError: if the file cannot be read, a key is unknown or a value is out of its range.
     """
     values = {**read_yaml(path), **{key: value for key, value in (flags or {}).items() if value is not None}}
-    name = values.get("method", DEFAULT_METHOD)
-    method, source = find_method(name), find_source(name)
     own = set(TrainConfig.model_fields) - {"params", "source_params"}
     given = {key: value for key, value in values.items() if key not in own}
-    for_source: dict[str, Any] = {}
-    if source is not None:
-        for_source, given = _shared_out(given, source, method)
-        check_names(for_source, own | set(source.parameters()), source.name)
-    check_names(given, own | set(method.parameters()), method.name)
     try:
+        params, source_params = method_params(values.get("method", DEFAULT_METHOD), given, own)
         return TrainConfig(
-            **{key: values[key] for key in values if key in own},
-            params=typed_params(method, {**method.preset, **given}),
-            source_params={} if source is None else typed_params(source, {**source.preset, **for_source}),
+            **{key: values[key] for key in values if key in own}, params=params, source_params=source_params
         )
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
             f"option {'.'.join(map(str, first['loc']))!r}: {first['msg']}, got {first['input']!r}"
         ) from error
+
+
+def method_params(
+    name: object, given: Mapping[str, Any], others: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of a method's estimator and of its source ({} without one): the presets' and those given.
+
+    Args:
+        name: of the method.
+        given: parameters by name, or by section as `load_config` takes them.
+        others: options that may be set beside them, for advice on an unknown one.
+
+    Raises:
+        ConfigError: there is no such method or parameter, or it is not clear whose it is.
+        ValidationError: a value is of another type; its title is the part of the method that it was given to.
+    """
+    method, source = find_method(name), find_source(name)
+    for_source, for_method = ({}, given) if source is None else _shared_out(given, source, method)
+    for part, options in ((source, for_source), (method, for_method)):
+        if part is not None:
+            check_names(options, {*others, *part.parameters()}, part.name)
+    return (
+        typed_params(method, {**method.preset, **for_method}),
+        {} if source is None else typed_params(source, {**source.preset, **for_source}),
+    )
 
 
 def _shared_out(given: Mapping[str, Any], source: Method, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,7 +154,7 @@ def typed_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
     check_names(params, types, method.name)
     fields: dict[str, Any] = {name: (types[name], ...) for name in params}
     finite = ConfigDict(allow_inf_nan=False)
-    checked: BaseModel = create_model("Parameters", __config__=finite, **fields)(**params)
+    checked: BaseModel = create_model(method.name, __config__=finite, **fields)(**params)
     return checked.model_dump()
 
 

@@ -26,6 +26,7 @@ from fastfsl.devices import resolve_device
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
+from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import find_source
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import EncoderRecord, Run, RunRecord, SourceRecord, installed_versions, now, tuned_for
@@ -99,11 +100,7 @@ def train(
 
     start = time.perf_counter()
     if isinstance(dataset, FeatureDataset):
-        if config.source() is not None:
-            raise ConfigError(
-                f"method {config.method!r} tunes the encoder, and a feature file has none: give it images, or take one "
-                "of the methods on features"
-            )
+        check_takes_features(config.method)
         support = _feature_support(dataset, episode)
     else:
         support = _image_support(dataset, episode, config, reporter, cache_dir, checkpoints)
@@ -152,6 +149,19 @@ def train(
     return Run(record, episode, estimator, source)
 
 
+def check_takes_features(method: str) -> None:
+    """Refuse a method that cannot do with a feature file.
+
+    Raises:
+        ConfigError: it tunes the encoder.
+    """
+    if find_source(method) is not None:
+        raise ConfigError(
+            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
+            "methods on features"
+        )
+
+
 def encode_plain(
     encoder: Encoder,
     samples: tuple[ImageSample, ...],
@@ -189,6 +199,45 @@ def encode_support(
     return plain, views
 
 
+def support_features(
+    estimator: Estimator,
+    encoder: Encoder,
+    samples: tuple[ImageSample, ...],
+    config: TrainConfig,
+    *,
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features of support images as they are, (n, d), and of the views that the estimator is fitted to, (n, V, d)."""
+    if isinstance(estimator, TextReadout):  # which does not train on features
+        plain = encode_plain(encoder, samples, cache_dir=cache_dir)
+        return plain, plain[:, None]
+    return encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+
+
+def source_support(
+    encoder: Encoder,
+    texts: ClassTexts,
+    samples: tuple[ImageSample, ...],
+    config: TrainConfig,
+    *,
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+) -> SourceSupport:
+    """What the method's source is trained on: readable images and the frozen encoder."""
+    return SourceSupport(
+        encoder=encoder,
+        texts=texts,
+        paths=tuple(sample.path for sample in samples),
+        labels=np.array([sample.label for sample in samples], dtype=np.int64),
+        digests=tuple(digest_of(sample.path) for sample in samples),
+        augmentation=source_augmentation(config),
+        features=functools.cache(
+            lambda: encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+        ),
+    )
+
+
 def _feature_support(dataset: FeatureDataset, episode: Episode) -> _Support:
     features, labels = dataset.split("train")
     index = np.array(episode.indices)
@@ -214,47 +263,28 @@ def _image_support(
     checkpoints: Path | None,
 ) -> _Support:
     templates = resolve_templates(config.templates)
-    augmentation = source_augmentation(config)  # told before anything is read
+    source_augmentation(config)  # a wrong option is told before anything is read
     train_split = dataset.split("train")
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
     for path, reason in damaged:
         reporter.warn(f"skipped {path}: {reason}")
     join_processes(resolve_device(config.device))  # each its card, before a model is loaded
     base = load_encoder(config.backbone, config.pretrained, config.device)
-    labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    digests = [digest_of(sample.path) for sample in samples]
-    embeddings = class_embeddings(base, dataset.class_names, config.templates)
+    texts = ClassTexts(
+        dataset.class_names, config.templates, class_embeddings(base, dataset.class_names, config.templates)
+    )
+    known = source_support(base, texts, samples, config, reporter=reporter, cache_dir=cache_dir)
     encoder, source, estimator = base, config.source(), config.estimator(logit_scale=base.logit_scale)
     if source is not None:
-        texts = ClassTexts(dataset.class_names, config.templates, embeddings)
-        source.fit(
-            SourceSupport(
-                encoder=base,
-                texts=texts,
-                paths=tuple(sample.path for sample in samples),
-                labels=labels,
-                digests=tuple(digests),
-                augmentation=augmentation,
-                features=functools.cache(
-                    lambda: encode_support(base, samples, config, reporter=reporter, cache_dir=cache_dir)
-                ),
-            ),
-            on_stage=reporter.stage,
-            on_warning=reporter.warn,
-            checkpoints=checkpoints,
-        )
-        embeddings = source.class_embeddings_
-        encoder = tuned_for(estimator, source, base, replace(texts, embeddings=embeddings))
-    if isinstance(estimator, TextReadout):  # which does not train on features
-        plain = encode_plain(encoder, samples, cache_dir=cache_dir)
-        views = plain[:, None]
-    else:
-        plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+        source.fit(known, on_stage=reporter.stage, on_warning=reporter.warn, checkpoints=checkpoints)
+        texts = replace(texts, embeddings=source.class_embeddings_)
+        encoder = tuned_for(estimator, source, base, texts)
+    plain, views = support_features(estimator, encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return _Support(
         features=views,
         plain=plain,
-        labels=labels,
-        class_embeddings=embeddings,
+        labels=known.labels,
+        class_embeddings=texts.embeddings,
         logit_scale=base.logit_scale,
         kind=dataset.kind,
         encoder=EncoderRecord(
@@ -264,7 +294,7 @@ def _image_support(
             preprocessing=base.preprocessing.to_dict(),
         ),
         templates=list(templates),
-        digests=digests,
+        digests=list(known.digests),
         source=source,
     )
 
