@@ -44,6 +44,9 @@ class MPSObjective(nn.Module):
     Source: MPS-Tuning (arXiv 2508.12877), section 3.
     """
 
+    class_embeddings: Tensor
+    sculpting_texts: Tensor
+
     def __init__(
         self,
         encoder: Encoder,

@@ -22,8 +22,9 @@ def sculpting_loss(
     """Mean over the queries of -(1/|P_q|) sum_{p in P_q} log( exp(<q,p>/tau) / sum_{s != q} exp(<q,s>/tau) ).
 
     The support s is all queries and the texts of all classes; P_q is the support of q's class without q, so the text
-    of its class at least. Queries are L2-normalised. Computed in float32 (float64 stays float64) whatever the dtype of
-    the features, under autocast too.
+    of its class at least. Queries are L2-normalised. Computed in float64 whatever the dtype of the features, under
+    autocast too: similarities are divided by a small tau, and of a loss near 0 float32 keeps no digit. The result is
+    float32 (of float64 features float64). The matrix is small beside an encoder's.
 
     Args:
         queries: image features of all views of the batch, (n, d).
@@ -60,8 +61,8 @@ def sculpting_loss(
         )
     dtype = torch.promote_types(torch.promote_types(queries.dtype, class_embeddings.dtype), torch.float32)
     with torch.autocast(queries.device.type, enabled=False):
-        rows = F.normalize(queries.to(dtype), dim=1)
-        texts = class_embeddings.to(dtype)
+        rows = F.normalize(queries.double(), dim=1)
+        texts = class_embeddings.double()
         texts = F.normalize(texts, dim=1) if normalize_text else texts
         similarities = rows @ torch.cat((rows, texts)).mT / temperature
         others = torch.cat((labels, torch.arange(num_classes, device=labels.device)))
@@ -71,7 +72,7 @@ def sculpting_loss(
         # Taken from the others before they are summed, and the two kinds summed apart: a loss near 0 keeps its digits.
         relative = similarities - attraction[:, None]
         near, far = (relative.where(mask, -torch.inf).logsumexp(dim=1) for mask in (positive, ~same_class))
-        return torch.logaddexp(near, far).mean()
+        return torch.logaddexp(near, far).mean().to(dtype)
 
 
 def hierarchical_sculpting_loss(
