@@ -17,6 +17,7 @@ from fastfsl.bundle import (
     write_plan,
     write_readout,
 )
+from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.model_card import model_card
@@ -61,12 +62,11 @@ def export_run(
     readout = deployed_readout(deployed)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
-        blend = None
+        encoder = None
         if record.encoder is not None:
             stage("exporting the encoder", 0)
             encoder = run_encoder(run)
-            blend = blend_record(encoder)
-            if blend is None and not encoder.normalized:
+            if blend_record(encoder) is None and not encoder.normalized:
                 raise BundleError("the encoder's features are neither unit-length nor a blend's: report this")
             visual = visual_graph(encoder)
             stage("checking the encoder", 1)
@@ -85,21 +85,18 @@ def export_run(
             write_readout(staging / READOUT, readout)
         stage("checking the logits", 4)
         parity["logits"] = logit_parity(
-            run.estimator, deployed, flow, readout, normalized=blend is None or blend["normalized"]
+            run.estimator, deployed, flow, readout, normalized=encoder is None or encoder.normalized
         )
 
-        fields = _manifest_fields(run, deployed, blend, parity)
+        fields = _manifest_fields(run, deployed, encoder, parity)
         (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
         stage("written", 5)
     return manifest
 
 
-def _manifest_fields(
-    run: Run, deployed: Deployment, blend: dict[str, Any] | None, parity: dict[str, Any]
-) -> dict[str, Any]:
+def _manifest_fields(run: Run, deployed: Deployment, encoder: Encoder | None, parity: dict[str, Any]) -> dict[str, Any]:
     record, plan = run.record, deployed.plan if has_flow(deployed) else None
-    encoder = record.encoder
     metrics: dict[str, Any] = {}
     if run.held_out_accuracy is not None:
         evidence = ("accuracy_by_step", "num_folds", "rule")
@@ -116,7 +113,7 @@ def _manifest_fields(
         "read_steps": [] if plan is None or len(deployed.read_steps) == 1 else list(deployed.read_steps),
         "precision": "fp32",
         "logit_scale": record.logit_scale if plan is None else deployed.logit_scale,
-        "preprocessing": None if encoder is None else encoder.preprocessing,
+        "preprocessing": None if encoder is None else encoder.preprocessing.to_dict(),
         "encoder": None
         if encoder is None
         else {
@@ -124,7 +121,7 @@ def _manifest_fields(
             "pretrained": None if encoder.pretrained is None else _public_name(encoder.pretrained),
             "digest": encoder.digest,
         },
-        "blend": blend,
+        "blend": None if encoder is None else blend_record(encoder),
         "versions": installed_versions(),
         "metrics": metrics,
         "parity": parity,

@@ -28,7 +28,7 @@ def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
         "",
         f"- Parts: {_parts(fields, readout)}",
         f"- Classes: {shown}",
-        f"- Encoder: {_encoder(fields['encoder'], fields['blend'])}",
+        f"- Encoder: {_encoder(fields)}",
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
         f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
@@ -77,19 +77,21 @@ def _answers(readout: Readout | None) -> str:
     )
 
 
-def _encoder(encoder: dict[str, Any] | None, blend: dict[str, Any] | None) -> str:
+def _encoder(fields: dict[str, Any]) -> str:
+    encoder, blend, source = fields["encoder"], fields["blend"], fields["training"]["source"]
     if encoder is None:
         return "none; this bundle classifies features"
-    weights = f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""
-    about = f"`{encoder['backbone']}`{weights}"
-    if blend is None:
-        return about
-    return (
-        f"{about}; its image tower has a tuned branch beside the frozen one, and an embedding is the blend "
-        f"alpha * tuned + (1 - alpha) * frozen of the two unit embeddings"
-        f"{', brought to length 1' if blend['normalized'] else ', as long as it comes out'}. It was trained with alpha "
-        f"{blend['alpha']:g}; `Classifier.load(..., alpha=...)` takes another, 0 being the frozen encoder"
-    )
+    about = f"`{encoder['backbone']}`" + (f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else "")
+    if source is not None:
+        about += f"; {source['num_parameters']} numbers were tuned before its features were classified"
+    if blend is not None:
+        length = "brought to length 1" if blend["normalized"] else "as long as that is"
+        about += (
+            "; its image tower has a tuned branch beside the frozen one, and an embedding is alpha * tuned + "
+            f"(1 - alpha) * frozen of the two unit embeddings, {length}. It was trained with alpha {blend['alpha']:g}; "
+            "`Classifier.load(..., alpha=...)` takes another, 0 being the frozen encoder"
+        )
+    return about
 
 
 def _held_out(metrics: dict[str, Any]) -> str:

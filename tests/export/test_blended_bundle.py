@@ -98,9 +98,11 @@ def test_the_manifest_tells_the_blend_and_its_parity(run, exported):
     assert manifest.parity["logits"]["max_probability_error"] <= 1e-4
     assert ("flow/model.onnx" in manifest.files) != alone
     assert manifest.training["source"]["num_parameters"] == run.record.source.num_parameters
+    assert manifest.encoder is not None
+    assert manifest.encoder["digest"] == run_encoder(run).digest != base_encoder(run).digest
     card = (path / "README.md").read_text()
     assert "alpha * tuned + (1 - alpha) * frozen" in card
-    assert ("as long as it comes out" in card) == alone
+    assert ("as long as that is" in card) == alone
     assert "trained with alpha 0.3;" in card
 
 
