@@ -26,7 +26,11 @@ _DATA_OPTIONS = ("classes", "backbone", "pretrained", "templates", "num_views", 
 def compare(
     data: options.Data,
     methods: Annotated[
-        str | None, typer.Option(help="Methods, with commas.  [default: all but fma-paper and fma-released]")
+        str | None,
+        typer.Option(
+            help="Methods, with commas: those of `fastfsl train --help`. Methods that tune the encoder (mps, mps+fma) "
+            "take part only when they are named.  [default: all on frozen features but fma-paper and fma-released]"
+        ),
     ] = None,
     exclude: Annotated[str, typer.Option(help="Methods to leave out, with commas.")] = "",
     shots: Annotated[str, typer.Option(help="Images a class, with commas; `all` takes all there are.")] = "1,4,16",
@@ -40,7 +44,8 @@ def compare(
     config: Annotated[
         Path | None,
         typer.Option(
-            help=f"YAML file: parameters as {{method: {{parameter: value}}}}, and {', '.join(_DATA_OPTIONS)}."
+            help="YAML file: parameters as {method: {parameter: value}}, of two parts as {mps+fma: {mps: {...}, "
+            f"fma: {{...}}}}, and {', '.join(_DATA_OPTIONS)}."
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",
@@ -57,7 +62,11 @@ def compare(
     """Rank methods on a data set: each is fitted on few-shot episodes of the train split and scored on the test split.
 
     Every method meets the same episodes. A finished cell (method, shots, seed) is kept in OUT/cells: the same command
-    again computes only what is missing. OUT/results.json, results.csv and accuracy.png hold the outcome.
+    again computes only what is missing, and goes on inside the tuning of an encoder. OUT/results.json, results.csv and
+    accuracy.png hold the outcome.
+
+    Methods that tune the encoder take images. Those with the same tuning, such as mps and mps+fma, share it; each is
+    charged for it in full.
     """
     require_training()
     from fastfsl.fit.compare import compare as run_comparison
@@ -173,7 +182,7 @@ def _print_table(comparison: "Comparison") -> None:
     stdout().print(table)
     stdout().print(
         "Best in bold; * within noise of it (paired over seeds and test samples). Costs: one fit, the numbers it "
-        f"determines, and a feature's time on the CPU in batches of {settings['batch_size']}"
+        f"determines, and a feature's time on the CPU in batches of {settings['batch_size']}, after the encoder"
         f"{', means over shots' if len(first) > 1 else ''}."
     )
 

@@ -91,7 +91,30 @@ def test_a_failing_method_is_a_warning(compare, tmp_path, monkeypatch):
     assert "failed" in result.stdout
 
 
-def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of noise: 3 images a class in train/, 2 in test/."""
+    rng = np.random.default_rng(0)
+    for split, each in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("dark", "bright")):
+            for index in range(each):
+                path = tmp_path / "pictures.v2" / split / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(120 * label, 120 * label + 100, (16, 16, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pictures.v2"
+
+
+def test_methods_that_tune_the_encoder_stand_in_the_table(compare, tmp_path, pictures):
+    (tmp_path / "c.yaml").write_text(
+        "mps: {epochs: 1}\nmps+gda: {mps: {epochs: 1}, gda: {num_folds: 3}}\nbackbone: tiny-clip\nnum_views: 2\n"
+    )
+    result = compare("--config", "c.yaml", "--shots", 2, "--seeds", 1, of=pictures, methods="gda,mps,mps+gda")
+    assert result.exit_code == 0, result.stderr
+    assert [words[0] for words in _words(result)[2:5]] == ["gda", "mps", "mps+gda"]
+    assert "failed" not in result.stdout
+
+
+def test_images_are_encoded_once_and_compared(compare, tmp_path, pictures, monkeypatch):
     seen = []
     fit = GDA.fit
 
@@ -100,18 +123,11 @@ def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
         return fit(self, features, labels, class_embeddings, plain_features=plain_features, **options)
 
     monkeypatch.setattr(GDA, "fit", noted)
-    rng = np.random.default_rng(0)
-    for split, each in (("train", 3), ("test", 2)):
-        for label, name in enumerate(("dark", "bright")):
-            for index in range(each):
-                path = tmp_path / "pictures.v2" / split / name / f"{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(120 * label, 120 * label + 100, (16, 16, 3), dtype=np.uint8)).save(path)
-    damaged = tmp_path / "pictures.v2" / "train" / "dark" / "1.png"
+    damaged = pictures / "train" / "dark" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     (tmp_path / "c.yaml").write_text("num_views: 2\nbackbone: ViT-B-32\n")
     options = ("--config", "c.yaml", "--backbone", "tiny-clip", "--shots", "all", "--seeds", 2, "--json")
-    result = compare(*options, of=tmp_path / "pictures.v2")
+    result = compare(*options, of=pictures)
     assert result.exit_code == 0, result.stderr
     assert result.document["data"]["num_train"] == 5
     assert result.document["data"]["num_test"] == 4
@@ -131,6 +147,8 @@ def test_images_are_encoded_once_and_compared(compare, tmp_path, monkeypatch):
         (("--shots", ""), ["number of shots"]),
         (("--seeds", "0"), ["at least one seed"]),
         (("--methods", "gdaa"), ["'gdaa'", "gda"]),
+        (("--methods", "mps+gdaa"), ["'mps+gdaa'", "mps+gda"]),
+        (("--methods", "gda,mps"), ["'mps'", "a feature file has none"]),
         (("--exclude", "gdaa"), ["'gdaa'", "gda"]),
         (("--exclude", "gda,zero-shot,nearest-mean"), ["at least one method"]),
         (("--split", "val"), ["'val'", "--split"]),

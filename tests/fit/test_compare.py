@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fastfsl.data import FeatureDataset, sample_episode, write_feature_file
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit import compare as package
-from fastfsl.fit.compare import cell as cell_module
-from fastfsl.fit.compare import compare
+from fastfsl.fit.compare import compare, fitting
 from fastfsl.fit.compare import comparison as comparison_module
 from fastfsl.fit.compare.cell import CellSpec
 from fastfsl.fit.compare.pool import Pool, ScoredSplit, Support
@@ -70,7 +70,7 @@ def run(write, tmp_path):
 def fits(monkeypatch):
     """The cells that were computed, not read."""
     computed = []
-    original = cell_module.run_cell
+    original = fitting.run_cell
 
     def counted(spec, *arguments, **options):
         cell = original(spec, *arguments, **options)
@@ -219,9 +219,10 @@ def test_a_damaged_cell_is_computed_again_with_a_warning(run, fits, tmp_path, da
     assert len(fits) == 2
 
 
-def test_a_method_that_fails_does_not_lose_the_others(run, monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [DataError, torch.OutOfMemoryError])
+def test_a_method_that_fails_does_not_lose_the_others(run, monkeypatch, tmp_path, error):
     def fails(self, *arguments, **options):
-        raise DataError("no")
+        raise error("no")
 
     monkeypatch.setattr(NearestMean, "fit", fails)
     listener = Listener()
@@ -294,7 +295,7 @@ def test_what_is_timed_on_the_cpu_is_what_was_fitted(method):
     spec = CellSpec(method=method, params=params, shots=2, seed=0, device="another")
     fitted = make_estimator(method, params, logit_scale=50.0, seed=0, device="cpu")
     fitted.fit(support.features, support.labels, texts)
-    copy = cell_module._on_cpu(fitted, spec, pool)
+    copy = fitting._on_cpu(fitted, spec, pool)
     assert copy is not fitted
     np.testing.assert_allclose(copy.predict_proba(support.features), fitted.predict_proba(support.features))
 
@@ -353,7 +354,7 @@ def test_planted_duplicates_are_warned_of(run, write, arrays):
     assert "train 0 = test 3" in warning
 
 
-def test_by_default_all_methods_but_the_slow_ones():
+def test_by_default_all_methods_on_frozen_features_but_the_slow_ones():
     assert set(METHODS) - set(package.default_methods()) == {"fma-paper", "fma-released"}
 
 
@@ -361,6 +362,10 @@ def test_by_default_all_methods_but_the_slow_ones():
     ("options", "message"),
     [
         ({"methods": ("gdaa",)}, "'gdaa'.*gda"),
+        ({"methods": ("lorra",)}, "'lorra'.*lora"),
+        ({"methods": ("mps+gdaa",)}, r"'mps\+gdaa'.*mps\+gda"),
+        ({"methods": ("?",)}, r"zero-shot.*coop.*such as mps\+fma"),
+        ({"methods": ("mps",)}, "'mps' tunes the encoder, and a feature file has none"),
         ({"methods": ()}, "at least one method"),
         ({"methods": ("gda", "gda")}, "each once"),
         ({"shots": ()}, "at least one number of shots"),
@@ -369,7 +374,10 @@ def test_by_default_all_methods_but_the_slow_ones():
         ({"seeds": 0}, "at least one seed"),
         ({"split": "train"}, "no episode is drawn from"),
         ({"params": {"gda": {"num_fold": 3}}}, "num_folds"),
-        ({"params": {"gda": {"num_folds": "many"}}}, "gda.num_folds"),
+        ({"params": {"gda": {"num_folds": "many"}}}, "'gda.num_folds'"),
+        ({"methods": ("mps+fma",), "params": {"mps+fma": {"epochs": 3}}}, "'epochs' is one of mps and of fma"),
+        ({"methods": ("mps+fma",), "params": {"mps+fma": {"mps": {"epochs": "many"}}}}, r"'mps\+fma.mps.epochs'"),
+        ({"methods": ("mps",), "params": {"mps": {"alpha": 2}}}, "alpha"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_fitted(run, fits, tmp_path, options, message):

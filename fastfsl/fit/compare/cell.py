@@ -1,30 +1,18 @@
-"""One cell of the comparison: a method fitted on one episode and scored on the test split; kept as a JSON file."""
+"""One cell of the comparison, a method on one episode: what decides it, what it found, and its JSON file."""
 
 import base64
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fastfsl.data.scoring import calibration_error, negative_log_likelihood, score
 from fastfsl.errors import DataError
 from fastfsl.files import staged_file
-from fastfsl.fit.compare.pool import Pool, shots_label
-from fastfsl.fit.estimator import Estimator, StageCallback
-from fastfsl.fit.methods import make_estimator
-from fastfsl.fit.run import installed_versions, now
-
-# Features classified at a time, when scoring and when timing.
-BATCH_SIZE = 256
-_TIMED_CALLS = 5
+from fastfsl.fit.compare.pool import shots_label
 
 _FORMAT: Literal["fastfsl-compare-cell"] = "fastfsl-compare-cell"
 
@@ -33,8 +21,9 @@ class CellSpec(BaseModel):
     """Everything that decides a cell but the data.
 
     Attributes:
-        method: a key of `METHODS`.
+        method: a key of `METHODS`, of `SOURCES`, or one of each (`mps+fma`).
         params: all of the estimator's own parameters.
+        source_params: all of the source's; {} without one.
         shots: samples a class; None: all there are.
         seed: of the episode and of the training.
         device: torch device of the training.
@@ -44,13 +33,16 @@ class CellSpec(BaseModel):
 
     method: str
     params: dict[str, Any]
+    source_params: dict[str, Any] = Field(default_factory=dict)
     shots: int | None
     seed: int
     device: str
 
     def key(self, data_digest: str) -> str:
         """Name of the cell's file: a hash of this and of the data."""
-        text = json.dumps([_FORMAT, 1, data_digest, self.model_dump()], sort_keys=True)
+        # Files from before there were sources keep their names.
+        decided = self.model_dump(exclude=None if self.source_params else {"source_params"})
+        text = json.dumps([_FORMAT, 1, data_digest, decided], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def __str__(self) -> str:
@@ -68,11 +60,13 @@ class Cell(BaseModel):
         class_accuracy: by class name.
         calibration_error: expected calibration error, 15 equal-width bins of the top probability.
         negative_log_likelihood: of the right class, mean, nats.
-        train_seconds: wall-clock time of the estimator's `fit`, selection included.
-        num_parameters: numbers that the fit determined.
-        microseconds_per_feature: median time of `predict_proba` on the CPU, by feature of a batch.
+        train_seconds: wall-clock time of the estimator's `fit`, selection included, and of the source's, though methods
+            share it; encoding between the two is not in it.
+        num_parameters: numbers that the fit determined, the source's among them.
+        microseconds_per_feature: median time of the estimator's `predict_proba` on the CPU, by feature of a batch.
+            Encoding is not in it, neither of images nor, for `cocoop`, of the texts of every image.
         batch_size: features in that batch.
-        selection: how settings, weights and steps were chosen on the support.
+        selection: how settings, weights and steps were chosen on the support; under `source` what the source chose.
         num_test: test samples.
         right: whether each of them was classified right, bits in their order, base64.
         threads: of torch, at training.
@@ -129,67 +123,3 @@ class Cell(BaseModel):
         if abs(float(bits.mean()) - cell.accuracy) > 1e-9:
             raise DataError(f"{path} is damaged (its accuracy is not that of its samples)")
         return cell
-
-
-def run_cell(spec: CellSpec, pool: Pool, *, on_stage: StageCallback | None = None) -> Cell:
-    """Fit a method on its episode, then score it.
-
-    Raises:
-        FastFSLError: the method cannot be fitted on this episode.
-    """
-    estimator = make_estimator(
-        spec.method, spec.params, logit_scale=pool.logit_scale, seed=spec.seed, device=spec.device
-    )
-    support = pool.support(spec.shots, spec.seed)
-    estimator.fit(
-        support.features,
-        support.labels,
-        pool.class_embeddings,
-        plain_features=support.plain,
-        on_stage=on_stage,
-    )
-    test = pool.test
-    batches = range(0, len(test.features), BATCH_SIZE)
-    probabilities = np.concatenate(
-        [estimator.predict_proba(test.features[start : start + BATCH_SIZE]) for start in batches]
-    )
-    if not np.isfinite(probabilities).all():
-        raise DataError("expected finite probabilities, got NaN: the training diverged; try a lower learning rate")
-    predicted = probabilities.argmax(axis=1)
-    evaluation = score(predicted, test.labels, pool.class_names)
-    return Cell(
-        spec=spec,
-        accuracy=evaluation.accuracy,
-        macro_accuracy=evaluation.macro_accuracy,
-        class_accuracy=evaluation.class_accuracy,
-        calibration_error=calibration_error(probabilities, test.labels),
-        negative_log_likelihood=negative_log_likelihood(probabilities, test.labels),
-        train_seconds=estimator.train_seconds_,
-        num_parameters=estimator.num_parameters_,
-        microseconds_per_feature=_microseconds(_on_cpu(estimator, spec, pool).predict_proba, test.features),
-        batch_size=BATCH_SIZE,
-        selection=estimator.selection_record(),
-        num_test=len(test.labels),
-        right=base64.b64encode(np.packbits(predicted == test.labels).tobytes()).decode(),
-        threads=torch.get_num_threads(),
-        versions=installed_versions(),
-        created=now(),
-    )
-
-
-def _on_cpu(estimator: Estimator, spec: CellSpec, pool: Pool) -> Estimator:
-    """The fitted estimator where it is timed."""
-    if spec.device == "cpu":
-        return estimator
-    copy = make_estimator(spec.method, spec.params, logit_scale=pool.logit_scale, seed=spec.seed, device="cpu")
-    return copy.restore(estimator.state(), estimator.selection_record())
-
-
-def _microseconds(classify: Callable[[NDArray[np.float32]], object], features: NDArray[np.float32]) -> float:
-    batch = features[np.arange(BATCH_SIZE) % len(features)]
-    times = []
-    for _ in range(1 + _TIMED_CALLS):  # the first one warms up
-        start = time.perf_counter()
-        classify(batch)
-        times.append(time.perf_counter() - start)
-    return 1e6 * median(times[1:]) / BATCH_SIZE

@@ -1,7 +1,9 @@
 """The comparison itself: every method on every episode, each finished cell kept at once."""
 
 import difflib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,19 @@ from pydantic import ValidationError
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, FastFSLError
-from fastfsl.fit.compare.cell import BATCH_SIZE, Cell, CellSpec, run_cell
+from fastfsl.fit.compare.cell import Cell, CellSpec
+from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
 from fastfsl.fit.compare.noise import CONFIDENCE
 from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
 from fastfsl.fit.compare.results import Comparison, Failure
-from fastfsl.fit.config import TrainConfig, typed_params
-from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.methods import METHODS, RESERVED, find_method, make_estimator
+from fastfsl.fit.compare.tunings import Tunings
+from fastfsl.fit.config import TrainConfig, method_params
+from fastfsl.fit.methods import METHODS, RESERVED, SOURCES, find_method, find_source, make_estimator, make_source
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
 
-CELLS = "cells"
+CELLS, TUNING = "cells", "tuning"
 
 # As published: several times slower than the rest, so that they are compared only when they are named.
 SLOW = ("fma-paper", "fma-released")
@@ -49,13 +52,15 @@ def compare(
 
     Args:
         data: an image folder, a CoOp split file or a feature file.
-        methods: names of the registry; default all but `SLOW`.
+        methods: names of the registry; default those on frozen features but `SLOW`. Of methods that tune the encoder
+            (images only) those with the same source and options share its training: `mps` and `mps+fma`.
         shots: samples a class; None stands for all there are.
         seeds: episodes of each, seeds 0 .. seeds - 1; the same ones for every method.
-        params: parameters of methods, by method and name.
+        params: parameters of methods, by method and name; of a source and an estimator as `load_config` takes them:
+            `{"mps+fma": {"mps": {"epochs": 5}, "fma": {"epochs": 20}}}`.
         split: what is scored on, `test` or `val`.
-        out: folder that keeps finished cells, and in the end the results; cells that it holds already are not computed
-            again. None keeps nothing.
+        out: folder that keeps finished cells and the progress of a tuning, and in the end the results; cells that it
+            holds already are not computed again. None keeps nothing.
         force: compute them again nevertheless.
         config: its device, its classes, and for images its backbone, pretrained, templates, num_views, augmentation
             and image_root are used.
@@ -67,7 +72,8 @@ def compare(
 
     Raises:
         DataError: the data cannot be used, or a class has fewer samples than an episode asks for.
-        ConfigError: an option cannot be used; an unknown method or parameter, for one.
+        ConfigError: an option cannot be used; an unknown method or parameter, for one, or a method that tunes the
+            encoder on a feature file.
     """
     reporter = reporter or SilentReporter()
     names = tuple(methods) if methods is not None else default_methods()
@@ -77,19 +83,21 @@ def compare(
     resolved = {name: _resolved(name, (params or {}).get(name, {})) for name in names}
     if out is not None:
         check_folder(out)
-    pool = load_pool(data, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir)
+    pool = load_pool(
+        data, names, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir
+    )
     looked_over = audit(
         pool.class_names, pool.train.as_classified, pool.train.labels, pool.test.features, pool.test.labels
     )
     for warning in looked_over.warnings():
         reporter.warn(warning)
     specs = [
-        CellSpec(method=name, params=resolved[name], shots=number, seed=seed, device=device)
+        CellSpec(method=name, **resolved[name], shots=number, seed=seed, device=device)
         for seed in range(seeds)
         for number in shots
         for name in names
     ]
-    cells, failures = _run_all(specs, pool, None if out is None else out / CELLS, reporter, force=force)
+    cells, failures = _run_all(specs, pool, out, reporter, force=force)
     comparison = Comparison(
         rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
@@ -105,7 +113,7 @@ def compare(
             "num_test": len(pool.test.labels),
         },
         settings={
-            "methods": resolved,
+            "methods": {name: _in_sections(name, **resolved[name]) for name in names},
             "shots": [shots_label(number) for number in shots],
             "seeds": seeds,
             "device": device,
@@ -118,11 +126,12 @@ def compare(
     )
     if out is not None:
         comparison.save(out)
+        shutil.rmtree(out / TUNING, ignore_errors=True)
     return comparison
 
 
 def default_methods() -> tuple[str, ...]:
-    """All of the registry but the slow ones."""
+    """All on frozen features but the slow ones."""
     return tuple(name for name in METHODS if name not in SLOW)
 
 
@@ -133,9 +142,14 @@ def check_methods(names: Iterable[str]) -> None:
         ConfigError: naming the first.
     """
     for name in names:
-        if name not in METHODS:
-            close = ", ".join(difflib.get_close_matches(str(name), METHODS)) or ", ".join(METHODS)
-            raise ConfigError(f"unknown method {name!r}: expected one such as {close}")
+        try:
+            find_method(name)
+        except ConfigError as error:
+            pairs = [f"{source}+{method}" for source in SOURCES for method in METHODS]
+            close = ", ".join(difflib.get_close_matches(str(name), [*METHODS, *SOURCES, *pairs]))
+            if not close:
+                raise  # it names them all
+            raise ConfigError(f"unknown method {name!r}: expected one such as {close}") from error
 
 
 def check_plan(methods: Sequence[str], shots: Sequence[int | None], seeds: int) -> None:
@@ -159,26 +173,41 @@ def check_folder(out: Path) -> None:
     Raises:
         ConfigError: naming the folder.
     """
-    if out.exists() and not (out.is_dir() and ((out / CELLS).is_dir() or not any(out.iterdir()))):
+    ours = any((out / name).is_dir() for name in (CELLS, TUNING))
+    if out.exists() and not (out.is_dir() and (ours or not any(out.iterdir()))):
         raise ConfigError(f"{out} exists and holds no comparison, so it is not touched: choose another --out")
 
 
-def _resolved(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the estimator's own parameters, those not given at their defaults."""
+def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All own parameters of a method's estimator and source, as a spec takes them: where none is given the default."""
     try:
-        typed = typed_params(find_method(method), params)
+        params, source_params = method_params(name, given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, (method, *first["loc"])))
-        raise ConfigError(f"option {name!r}: {first['msg']}, got {first['input']!r}") from error
-    estimator = make_estimator(method, typed, logit_scale=1.0, seed=0, device="cpu")
-    return {name: value for name, value in estimator.get_params().items() if name not in RESERVED}
+        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
+        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+    estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
+    source = make_source(name, source_params, seed=0, device="cpu")
+    every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
+    return {
+        part: {key: value for key, value in values.items() if key not in RESERVED} for part, values in every.items()
+    }
+
+
+def _in_sections(name: str, params: dict[str, Any], source_params: dict[str, Any]) -> dict[str, Any]:
+    """A method's parameters as `params` of `compare` takes them."""
+    source = find_source(name)
+    return params if source is None else {source.name: source_params, find_method(name).name: params}
 
 
 def _run_all(
-    specs: Sequence[CellSpec], pool: Pool, folder: Path | None, reporter: Reporter, *, force: bool
+    specs: Sequence[CellSpec], pool: Pool, out: Path | None, reporter: Reporter, *, force: bool
 ) -> tuple[list[Cell], list[Failure]]:
     """The cells, from the folder or computed; every computed one is kept at once."""
+    tuning = None if out is None else out / TUNING
+    if tuning is not None and force:
+        shutil.rmtree(tuning, ignore_errors=True)
+    tunings = None if pool.images is None else Tunings(pool, pool.images, tuning)
     digests = {key: pool.digest(*key) for key in pool.episodes}
     cells: list[Cell] = []
     failures: list[Failure] = []
@@ -186,12 +215,12 @@ def _run_all(
     outdated = 0
     for done, spec in enumerate(specs):
         reporter.stage("cells", done, len(specs))
-        path = None if folder is None else folder / f"{spec.key(digests[spec.shots, spec.seed])}.json"
+        path = None if out is None else out / CELLS / f"{spec.key(digests[spec.shots, spec.seed])}.json"
         cell = None if path is None or force else _kept(path, spec, reporter)
         if cell is None:
             try:
-                cell = run_cell(spec, pool, on_stage=_named(spec, reporter))
-            except (FastFSLError, np.linalg.LinAlgError) as error:
+                cell = run_cell(spec, pool, tunings=tunings, reporter=_Named(spec, reporter))
+            except (FastFSLError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
                 failures.append(Failure(spec, str(error)))
                 reporter.warn(f"{spec}: {error}")
                 continue
@@ -215,5 +244,17 @@ def _kept(path: Path, spec: CellSpec, reporter: Reporter) -> Cell | None:
         return None
 
 
-def _named(spec: CellSpec, reporter: Reporter) -> StageCallback:
-    return lambda name, done, total: reporter.stage(f"{spec}: {name}", done, total)
+@dataclass(frozen=True)
+class _Named:
+    """Tells a reporter of which cell it hears."""
+
+    spec: CellSpec
+    reporter: Reporter
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` units of the cell's stage `name` are finished."""
+        self.reporter.stage(f"{self.spec}: {name}", done, total)
+
+    def warn(self, message: str) -> None:
+        """Something the user should know of the cell."""
+        self.reporter.warn(f"{self.spec}: {message}")

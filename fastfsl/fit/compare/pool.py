@@ -1,8 +1,8 @@
-"""What is compared on: episodes of the train split, and the test split, all as features."""
+"""What is compared on: episodes of the train split, and the test split, as features and if need be as images."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, select_classes
 from fastfsl.data.scoring import features_to_score, images_to_score
-from fastfsl.encoders import class_embeddings, load_encoder
+from fastfsl.encoders import Encoder, class_embeddings, load_encoder
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.train import Reporter, encode_plain, encode_support
+from fastfsl.fit.methods import find_source
+from fastfsl.fit.source import ClassTexts
+from fastfsl.fit.train import Reporter, check_takes_features, encode_plain, encode_support
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,27 @@ class ScoredSplit:
 
 
 @dataclass(frozen=True)
+class Images:
+    """The images behind a pool, for methods that tune the encoder.
+
+    Attributes:
+        encoder: frozen; it made the pool's features.
+        texts: the classes.
+        train: of the rows of the pool's `train`.
+        test: of the rows of its `test`.
+        config: how images are prepared and varied.
+        cache_dir: where features are kept; None: the user's cache folder.
+    """
+
+    encoder: Encoder
+    texts: ClassTexts
+    train: tuple[ImageSample, ...]
+    test: tuple[ImageSample, ...]
+    config: TrainConfig
+    cache_dir: Path | None
+
+
+@dataclass(frozen=True)
 class Pool:
     """A data set as a comparison uses it.
 
@@ -54,6 +77,7 @@ class Pool:
         train: the train split, or of images those that any episode drew.
         episodes: rows of `train` by (shots, seed).
         test: the split that is scored on.
+        images: None for a feature file, and where no method tunes the encoder.
     """
 
     class_names: tuple[str, ...]
@@ -62,6 +86,7 @@ class Pool:
     train: Support
     episodes: dict[tuple[int | None, int], NDArray[np.int64]]
     test: ScoredSplit
+    images: Images | None = None
 
     def support(self, shots: int | None, seed: int) -> Support:
         """The samples of an episode."""
@@ -93,6 +118,7 @@ def shots_label(shots: int | None) -> int | str:
 
 def load_pool(
     data: Path,
+    methods: Sequence[str],
     shots: Sequence[int | None],
     seeds: Sequence[int],
     *,
@@ -105,12 +131,16 @@ def load_pool(
 
     Raises:
         DataError: the data cannot be used, lack `split`, or have classes with fewer samples than an episode asks for.
-        ConfigError: `split` is the one that episodes are drawn from, or the encoder cannot be had.
+        ConfigError: `split` is the one that episodes are drawn from, the encoder cannot be had, or a method tunes it
+            and the data are a feature file.
     """
     if split == "train":
         raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
     root = None if config.image_root is None else Path(config.image_root)
     dataset = select_classes(load_dataset(data, root), config.classes)
+    if not isinstance(dataset, ImageDataset):
+        for method in methods:
+            check_takes_features(method)
     if split not in dataset.splits:
         raise DataError(
             f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
@@ -119,7 +149,8 @@ def load_pool(
     drawn = {(number, seed): draw_episode(dataset, number, seed).indices for number in shots for seed in seeds}
     episodes = {key: np.array(indices, dtype=np.int64) for key, indices in drawn.items()}
     if isinstance(dataset, ImageDataset):
-        return _image_pool(dataset, episodes, split, config, reporter, cache_dir)
+        pool = _image_pool(dataset, episodes, split, config, reporter, cache_dir)
+        return pool if any(map(find_source, methods)) else replace(pool, images=None)
     features, labels = dataset.split("train")
     return Pool(
         class_names=dataset.class_names,
@@ -150,11 +181,13 @@ def _image_pool(
     place = {row: position for position, row in enumerate(readable)}
     tested = images_to_score(dataset, split, dataset.class_names, set(), reporter.warn).samples
     encoder = load_encoder(config.backbone, config.pretrained, config.device)
-    embeddings = class_embeddings(encoder, dataset.class_names, config.templates)
+    texts = ClassTexts(
+        dataset.class_names, config.templates, class_embeddings(encoder, dataset.class_names, config.templates)
+    )
     plain, views = encode_support(encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
     return Pool(
         class_names=dataset.class_names,
-        class_embeddings=embeddings,
+        class_embeddings=texts.embeddings,
         logit_scale=encoder.logit_scale,
         train=Support(views, _labels(samples), plain),
         episodes={
@@ -170,6 +203,7 @@ def _image_pool(
             ),
             _labels(tested),
         ),
+        images=Images(encoder, texts, samples, tested, config, cache_dir),
     )
 
 
