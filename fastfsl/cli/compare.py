@@ -45,7 +45,7 @@ def compare(
         Path | None,
         typer.Option(
             help="YAML file: parameters as {method: {parameter: value}}, of two parts as {mps+fma: {mps: {...}, "
-            f"fma: {{...}}}}, and {', '.join(_DATA_OPTIONS)}."
+            f"fma: {{...}}}}}}, and {', '.join(_DATA_OPTIONS)}."
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to score on: test or val.")] = "test",

@@ -1,17 +1,18 @@
 """Methods that tune the encoder in the comparison: what is trained and when, what is shared, what is kept."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import fastfsl.fit.source as source_module
 from fastfsl.errors import ConfigError
-from fastfsl.fit import tuning
+from fastfsl.fit.checkpoint import Checkpoint
 from fastfsl.fit.compare import Cell, CellSpec, compare
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import evaluate_run
+from fastfsl.fit.objective import take_gradient
 from fastfsl.fit.source import Source
 from fastfsl.fit.train import SilentReporter, train
 from fastfsl.heads import GDA
@@ -19,7 +20,12 @@ from fastfsl.heads import GDA
 CLASSES = ("dark", "grey", "light")
 METHODS = ("gda", "mps", "mps+gda", "coop", "cocoop")
 BRIEF = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
-PARAMS = {"mps": BRIEF, "mps+gda": {"mps": BRIEF}, "coop": {**BRIEF, "epochs": 1}, "cocoop": {**BRIEF, "epochs": 1}}
+PARAMS: dict[str, dict[str, Any]] = {
+    "mps": BRIEF,
+    "mps+gda": {"mps": BRIEF},
+    "coop": {**BRIEF, "epochs": 1},
+    "cocoop": {**BRIEF, "epochs": 1},
+}
 DATA = {"backbone": "tiny-clip", "num_views": 2, "device": "cpu"}
 
 
@@ -83,13 +89,12 @@ def tunings(monkeypatch):
 def updates(monkeypatch):
     """The batches that something was tuned on."""
     seen = []
-    take_gradient = tuning.take_gradient
 
     def noted(*arguments, **options):
         seen.append(options["seed"])
         return take_gradient(*arguments, **options)
 
-    monkeypatch.setattr(tuning, "take_gradient", noted)
+    monkeypatch.setattr("fastfsl.fit.tuning.take_gradient", noted)
     return seen
 
 
@@ -159,20 +164,20 @@ def test_nothing_tuned_or_fitted_sees_the_labels_that_are_scored(run, pictures, 
 def test_an_interrupted_training_goes_on(run, tmp_path, monkeypatch, updates):
     whole = run(methods=("mps",), out=None)
     assert len(updates) == 4
-    monkeypatch.setattr(source_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("fastfsl.fit.source.CHECKPOINT_SECONDS", 0.0)
     updates.clear()
-    save = source_module.Checkpoint.save
+    save = Checkpoint.save
 
     def interrupted(self, state):
         save(self, state)
         if len(updates) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(source_module.Checkpoint, "save", interrupted)
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(methods=("mps",))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tuning"]
-    monkeypatch.setattr(source_module.Checkpoint, "save", save)
+    monkeypatch.setattr(Checkpoint, "save", save)
     listener = Listener()
     resumed = run(methods=("mps",), reporter=listener)
     assert len(updates) == 4

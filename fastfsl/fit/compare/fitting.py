@@ -91,7 +91,7 @@ def run_cell(spec: CellSpec, pool: Pool, *, tunings: Tunings | None = None, repo
 
 def _seconds(source: Source) -> float:
     """Time of the training; that of one which was interrupted is in its history."""
-    return max(source.train_seconds_, sum(epoch["seconds"] for epoch in source.history_))
+    return max(source.train_seconds_, float(sum(epoch["seconds"] for epoch in source.history_)))
 
 
 def _on_cpu(estimator: Estimator, spec: CellSpec, pool: Pool) -> Estimator:
