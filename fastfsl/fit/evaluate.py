@@ -82,6 +82,8 @@ def evaluate_run(
         BundleError: if the run's encoder can no longer be found as it was.
     """
     dataset = select_classes(load_dataset(data, image_root), classes)
+    if alpha is not None and isinstance(dataset, FeatureDataset):
+        raise ConfigError("alpha weighs the branches of the encoder, and features have left it: give it images")
     names = run.record.class_names
     samples = samples_to_score(
         run,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "auto"
 
 # Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
-RESERVED = ("logit_scale", "seed", "device")
+RESERVED = ("logit_scale", "seed", "device", "normalized")
 
 
 @dataclass(frozen=True)
@@ -221,10 +221,10 @@ def make_estimator(
     Raises:
         ConfigError: there is no such method, or it has no such parameter.
     """
-    method, source = find_method(name), find_source(name)
-    if method is _READOUT and source is not None:
-        params = {"normalized": not source.implementation.blended, **(params or {})}
-    estimator: Estimator = _made(method, params, {"logit_scale": logit_scale, "seed": seed, "device": device})
+    source = find_source(name)
+    normalized = source is None or not source.implementation.blended
+    given = {"logit_scale": logit_scale, "seed": seed, "device": device, "normalized": normalized}
+    estimator: Estimator = _made(find_method(name), params, given)
     return estimator
 
 
