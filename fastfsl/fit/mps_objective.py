@@ -1,7 +1,7 @@
 """The objective of MPS-Tuning: cross-entropy, manifold alignment and sculpting of the tuned tower."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from fastfsl.manifold import (
     TunedTower,
     gram_alignment_loss,
     hierarchical_sculpting_loss,
-    manifold_alignment_loss,
     temperature_at,
 )
 
@@ -38,6 +37,7 @@ class MPSObjective(nn.Module):
         sculpting_weight: λ2.
         align: which Gram matrices are aligned.
         gram: norm of their difference.
+        gram_loss: what computes it, called with (features, reference, kind).
         temperature: τ at the start and at the end.
         checkpointing: recompute activations instead of keeping them.
 
@@ -58,6 +58,7 @@ class MPSObjective(nn.Module):
         sculpting_weight: float = 0.1,
         align: tuple[str, ...] = ("global", "local"),
         gram: GramKind = "l1",
+        gram_loss: Callable[[Tensor, Tensor, GramKind], Tensor] = gram_alignment_loss,
         temperature: tuple[float, float] = (0.1, 0.05),
         checkpointing: bool = False,
     ) -> None:
@@ -73,6 +74,7 @@ class MPSObjective(nn.Module):
         self.sculpting_weight = sculpting_weight
         self.align = align
         self.gram: GramKind = gram
+        self.gram_loss = gram_loss
         self.temperature = temperature
 
     def forward(self, inputs: Tensor, progress: float) -> tuple[dict[str, Tensor], Tensor | None]:  # noqa: ARG002  # the contract of objectives
@@ -96,9 +98,8 @@ class MPSObjective(nn.Module):
         }
         own = None
         if output.tuned_tokens is not None and output.frozen_tokens is not None:
-            # The mean over images and views; the paper sums over the views.
-            gram = gram_alignment_loss(output.tuned_tokens, output.frozen_tokens, kind=self.gram)
-            own = self.alignment_weight * num_views * gram
+            aligned = self.gram_loss(output.tuned_tokens, output.frozen_tokens, self.gram)
+            own = self.alignment_weight * num_views * aligned  # summed over the views, and a mean over the images
         return outputs, own
 
     def batch_loss(
@@ -112,12 +113,8 @@ class MPSObjective(nn.Module):
         loss = F.cross_entropy(logits, labels)
         parts = {"cross_entropy": loss.item()}
         if self.alignment_weight > 0 and "global" in self.align:
-            aligned = torch.stack(
-                [
-                    manifold_alignment_loss(tuned[:, view], frozen[:, view], None, None, kind=self.gram)
-                    for view in range(tuned.shape[1])
-                ]
-            ).sum()
+            by_view = self.gram_loss(tuned.transpose(0, 1), frozen.transpose(0, 1), self.gram)
+            aligned = tuned.shape[1] * by_view
             loss = loss + self.alignment_weight * aligned
             parts["alignment_global"] = aligned.item()
         if self.sculpting_weight > 0:
