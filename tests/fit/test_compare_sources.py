@@ -9,9 +9,10 @@ from PIL import Image
 
 from fastfsl.errors import ConfigError
 from fastfsl.fit.checkpoint import Checkpoint
-from fastfsl.fit.compare import Cell, CellSpec, compare
+from fastfsl.fit.compare import Cell, CellSpec, compare, fitting
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import evaluate_run
+from fastfsl.fit.methods import make_source
 from fastfsl.fit.objective import take_gradient
 from fastfsl.fit.source import Source
 from fastfsl.fit.train import SilentReporter, train
@@ -129,7 +130,7 @@ def test_a_training_is_shared_where_nothing_is_kept_but_not_by_other_options_or_
 
 
 def test_a_cell_is_what_training_and_evaluation_find(run, data, tmp_path):
-    for cell in run(methods=("mps", "mps+gda", "cocoop")).cells:
+    for cell in run(methods=("mps", "mps+gda", "coop", "cocoop")).cells:
         method = cell.spec.method
         fitted = train(
             data, load_config(flags={**DATA, "method": method, "shots": 2, **PARAMS[method]}), cache_dir=tmp_path
@@ -190,22 +191,29 @@ def test_an_interrupted_training_goes_on(run, tmp_path, monkeypatch, updates):
 def test_a_finished_training_is_not_repeated_for_the_next_method_after_an_interruption(
     run, tmp_path, monkeypatch, updates
 ):
-    fit = GDA.fit
+    both, fit = ("mps", "mps+gda"), GDA.fit
 
     def interrupted(self, *arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(GDA, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(methods=("mps", "mps+gda"))
+    for force, trained in ((False, 4), (False, 4), (True, 8)):
+        with pytest.raises(KeyboardInterrupt):
+            run(methods=both, force=force)
+        assert len(updates) == trained
     monkeypatch.setattr(GDA, "fit", fit)
-    assert len(updates) == 4
-    mps, both = run(methods=("mps", "mps+gda")).cells
-    assert len(updates) == 4
-    assert both.train_seconds > 0.5 * mps.train_seconds  # though reading it back took no time
-    run(methods=("mps",), force=True)
+    run(methods=both)
     assert len(updates) == 8
     assert not (tmp_path / "out" / "tuning").exists()
+
+
+def test_a_training_that_was_read_back_has_the_time_it_took():
+    source = make_source("coop", seed=0, device="cpu")
+    assert source is not None
+    source.train_seconds_, source.history_ = 0.5, [{"seconds": 2.0}, {"seconds": 3.0}]
+    assert fitting._seconds(source) == 5
+    source.train_seconds_ = 6.0  # in one go, with what is chosen before it
+    assert fitting._seconds(source) == 6
 
 
 def test_trainings_of_episodes_that_are_done_make_room(run, tmp_path, monkeypatch):
