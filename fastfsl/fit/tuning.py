@@ -207,5 +207,7 @@ def _start(objective: Objective, recipe: TuningRecipe, device: torch.device, *, 
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(parameters.values(), rate, weight_decay=decay, fused=True)
     else:
-        optimizer = torch.optim.SGD(parameters.values(), rate, recipe.momentum, weight_decay=decay, fused=True)
+        # Fused, SGD takes its first momentum from uninitialised memory where the scaler leaves the first update out.
+        fused = None if scaled else True
+        optimizer = torch.optim.SGD(parameters.values(), rate, recipe.momentum, weight_decay=decay, fused=fused)
     return TuningState(parameters, optimizer, torch.amp.GradScaler(device.type, enabled=scaled))

@@ -223,6 +223,25 @@ def test_a_scaled_loss_gives_the_same_weights(monkeypatch):
     torch.testing.assert_close(weights(toy), weights(exact), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_updates_whose_scaled_gradients_overflow_leave_no_trace(monkeypatch, optimizer):
+    scales = []
+
+    def scaler(device, enabled):
+        del enabled
+        scales.append(torch.amp.grad_scaler.GradScaler(device, init_scale=2.0**22))
+        return scales[-1]
+
+    monkeypatch.setattr(TuningRecipe, "autocast_dtype", lambda _recipe, _device: torch.float16)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, torch.nan))
+    toy = Toy()
+    run(toy, TuningRecipe(epochs=4, warmup_epochs=0, optimizer=optimizer))
+    assert scales[0].get_scale() < 2.0**22  # the first was left out
+    assert weights(toy).isfinite().all()
+    assert not torch.equal(weights(toy), weights(Toy()))
+
+
 @pytest.mark.parametrize("recipe", [{"learning_rate": 1e30}, {"warmup_rate": 1e38, "epochs": 1}])
 def test_divergence_is_told(recipe):
     with pytest.raises(ConfigError, match=r"diverged.*lower learning_rate"):
