@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -131,7 +131,7 @@ def tune(
 
     Raises:
         ConfigError: nothing to train, a precision that the device does not have, or a training that diverged.
-        DeviceError: the objective is on another device.
+        DeviceError: the objective is on another device, or a batch does not fit this one's memory.
     """
     processes = join_processes(device)
     if not processes.is_main:
@@ -159,7 +159,8 @@ def tune(
         for epoch in range(place.epoch, recipe.epochs):
             objective.train()
             last_time = time.monotonic()
-            with closing(batches.epoch(epoch, first=place.batch, processes=processes)) as remaining:
+            epoch_batches = batches.epoch(epoch, first=place.batch, processes=processes)
+            with closing(epoch_batches) as remaining, _memory_of(device, recipe):
                 for inputs, labels in remaining:
                     update = epoch * per_epoch + place.batch
                     for group in state.optimizer.param_groups:
@@ -193,6 +194,18 @@ def tune(
                 on_epoch(epoch + 1, recipe.epochs)
     objective.train(mode=False)
     return place.history
+
+
+@contextmanager
+def _memory_of(device: torch.device, recipe: TuningRecipe) -> Iterator[None]:
+    """Tell what to do where it is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
+        raise DeviceError(
+            f"the memory of {device} is too small for {at_once} samples at once: set micro_batch to fewer"
+        ) from error
 
 
 def _start(objective: Objective, recipe: TuningRecipe, device: torch.device, *, scaled: bool) -> TuningState:

@@ -267,6 +267,16 @@ def test_an_objective_elsewhere_is_told():
         run(Toy().to("meta"))
 
 
+def test_a_card_that_is_too_small_is_told(monkeypatch):
+    def forward(*_):
+        raise torch.OutOfMemoryError
+
+    toy = Toy()
+    monkeypatch.setattr(toy, "forward", forward)
+    with pytest.raises(DeviceError, match="too small for 3 samples at once: set micro_batch"):
+        run(toy, TuningRecipe(micro_batch=3))
+
+
 def test_fp16_needs_cuda():
     with pytest.raises(ConfigError, match="got fp16"):
         run(Toy(), TuningRecipe(precision="fp16"))
