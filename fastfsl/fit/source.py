@@ -207,6 +207,8 @@ class Source(ABC):
         Raises:
             ConfigError: the encoder has no place for this source, or the training diverges.
         """
+        if self.takes == "features":
+            support.features()  # encoding is not training
         start = time.perf_counter()
         objective = self._fit(support, on_stage or _silent, on_warning or _silent_warning, checkpoints)
         self.class_embeddings_ = self.embeddings_of(objective, support)
@@ -248,6 +250,8 @@ class Source(ABC):
                 "options": self.options(),
                 "recipe": asdict(recipe),
                 "encoder": encoder.digest,
+                "preprocessing": encoder.preprocessing.to_dict(),
+                "cached_views": support.features()[1].shape[1] if self.takes == "features" else None,
                 "augmentation": support.augmentation.to_dict(),
                 "classes": list(support.texts.names),
                 "templates": support.texts.templates

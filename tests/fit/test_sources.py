@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
-from fastfsl.encoders import class_embeddings
+from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
@@ -18,7 +19,7 @@ from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make
 from fastfsl.fit.mps import MPS, RECIPES, hold_out
 from fastfsl.fit.protocols import evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
-from fastfsl.fit.train import encode_plain, train
+from fastfsl.fit.train import encode_plain, encode_support, train
 
 CLASSES, SHOTS = 3, 4
 FLAGS = {
@@ -272,6 +273,46 @@ def test_a_killed_training_goes_on_and_ends_alike(digits, tmp_path, monkeypatch,
     for name, array in first.state().items():
         np.testing.assert_array_equal(array, expected[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.json", "run"]
+
+
+def test_a_stopped_training_goes_on_from_nothing_but_itself(digits, tmp_path, monkeypatch):
+    """Every option that changes what a source sees changes what its checkpoint says that it is of."""
+    named: list[str] = []
+
+    def fingerprint(method, **flags):
+        def seen(folder, fingerprint, **_options):
+            named.append(json.dumps(fingerprint))
+
+        monkeypatch.setattr("fastfsl.fit.source.Checkpoint", seen)
+        config = load_config(flags={"method": method, **FLAGS, "epochs": 1, "batch_size": 12, **flags})
+        train(digits, config, cache_dir=digits.parent / "cache", checkpoints=tmp_path)
+        return named.pop()
+
+    features = fingerprint("clip-adapter")
+    assert features == fingerprint("clip-adapter")
+    assert features != fingerprint("clip-adapter", num_views=1)
+    pixels = fingerprint("mps")
+    monkeypatch.setattr("fastfsl.fit.train.load_encoder", otherwise_prepared)
+    assert pixels != fingerprint("mps")
+    assert features != fingerprint("clip-adapter")
+
+
+def test_encoding_is_not_charged_to_the_training(digits, monkeypatch):
+    now = [0.0]
+
+    def encode(*arguments, **options):
+        now[0] += 1000
+        return encode_support(*arguments, **options)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("fastfsl.fit.train.encode_support", encode)
+    record = train(digits, load_config(flags={"method": "coop", **FLAGS}), cache_dir=digits.parent / "cache").record
+    assert (record.feature_seconds, record.train_seconds) == (1000, 0)
+
+
+def otherwise_prepared(*arguments):
+    encoder = load_encoder(*arguments)
+    return replace(encoder, preprocessing=replace(encoder.preprocessing, interpolation="bilinear"))
 
 
 def run_samples(digits):
