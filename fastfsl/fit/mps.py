@@ -61,7 +61,8 @@ class MPS(Source):
 
     Attributes:
         data_set: one of the eleven standard sets, whose published λ1, τ and epochs are taken where none are given.
-        alpha: weight of the tuned branch in the logits; `choose`: by held-out support.
+        alpha: weight of the tuned branch in the logits; `choose`: the published one in training, and after it by
+            held-out support.
         alignment_weight: λ1; None: the data set's, else 0.5; `choose`: by held-out support.
         sculpting_weight: λ2.
         align: which Gram matrices are aligned, `both`, `global` or `local`.
@@ -69,7 +70,7 @@ class MPS(Source):
         text_norm: whether the sculpting loss normalises the texts; the released code does not.
         temperature: τ at the start and at the end of the training; None: the data set's, else (0.1, 0.05).
         checkpointing: recompute activations in the backward pass instead of keeping them.
-        alpha_: the α in use.
+        alpha_: the α in use after the training.
         alignment_weight_: the λ1 in use.
         selection_: on what evidence they were chosen; empty where they were given.
 
@@ -125,7 +126,8 @@ class MPS(Source):
             encoder,
             texts.embeddings,
             sculpting_texts,
-            alpha=self.alpha_,
+            # A chosen one is chosen for what was trained with the published one.
+            alpha=PUBLISHED_ALPHA if self.alpha == "choose" else self.alpha_,
             alignment_weight=self.alignment_weight_,
             sculpting_weight=self.sculpting_weight,
             align=("global", "local") if self.align == "both" else (self.align,),

@@ -1,5 +1,6 @@
 """Methods that tune the encoder: configuration, training on images, run folders, prediction."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make
 from fastfsl.fit.mps import MPS, RECIPES, hold_out
 from fastfsl.fit.protocols import evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
+from fastfsl.fit.source import ClassTexts
 from fastfsl.fit.train import encode_plain, encode_support, train
 
 CLASSES, SHOTS = 3, 4
@@ -208,6 +210,17 @@ def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
     chosen = {"alignment_weight": run.source.alignment_weight_, "alpha": run.source.alpha_, "accuracy": best}
     assert chosen in found["candidates"]
     assert all(len(curve) == 2 for curve in found["accuracy_by_epoch"].values())
+
+
+def test_a_weight_is_chosen_for_the_training_that_is_judged(trained):
+    """The logits of a training with another weight have another gradient: what was held out says nothing of it."""
+    run = trained("mps", alpha="choose", alignment_weight="choose")
+    source, base = copy.copy(run.source), base_encoder(run)
+    texts = ClassTexts(tuple(run.record.class_names), "generic", source.class_embeddings_)
+    source.alpha_ = 0.9
+    objective = source.restored_objective(base, texts)
+    assert objective.alpha == 0.3
+    assert source.tuned(base, texts).digest == objective.blended(0.9).digest
 
 
 def test_a_part_of_every_class_that_has_two_is_held_out():
