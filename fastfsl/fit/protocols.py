@@ -169,7 +169,8 @@ def evaluate_domain_shift(
         run, dataset, known, split, lambda: run_encoder(run, device=device), reporter or SilentReporter(), cache_dir
     )
     there = np.flatnonzero(np.isin(known, dataset.class_names))
-    predicted = there[run.estimator.decision_function(samples.features)[:, there].argmax(axis=1)]
+    logits = run.logits(samples.features, lambda: base_encoder(run, device=device))
+    predicted = there[logits[:, there].argmax(axis=1)]
     return samples.score(predicted, known)
 
 

@@ -140,17 +140,20 @@ class Run:
             return encoder
         return tuned_for(self.estimator, self.source, encoder, self._texts(self.source), alpha)
 
-    def probabilities(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
-        """Class probabilities, (n, C).
+    def logits(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
+        """Logits of the classes, (n, C).
 
         Args:
             features: of the tuned encoder, (n, d).
             encoder: called for the encoder as it was before the training, if the classes depend on the image.
         """
         if self.source is None or not self.is_conditional:
-            return self.estimator.predict_proba(features)
-        logits = self.source.conditional_logits(encoder(), self._texts(self.source), features)
-        probabilities: NDArray[Any] = softmax(logits, axis=1)
+            return self.estimator.decision_function(features)
+        return self.source.conditional_logits(encoder(), self._texts(self.source), features)
+
+    def probabilities(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
+        """Class probabilities, (n, C); see `logits`."""
+        probabilities: NDArray[Any] = softmax(self.logits(features, encoder), axis=1)
         return probabilities
 
     def deployment(self) -> Deployment:

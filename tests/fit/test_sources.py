@@ -18,7 +18,7 @@ from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
 from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
 from fastfsl.fit.mps import MPS, RECIPES, hold_out
-from fastfsl.fit.protocols import evaluate_transfer
+from fastfsl.fit.protocols import evaluate_domain_shift, evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.source import ClassTexts
 from fastfsl.fit.train import encode_plain, encode_support, train
@@ -193,6 +193,15 @@ def test_classes_known_by_their_texts_are_told_apart_as_trained_where_they_are_t
     assert evaluate_transfer(run, digits, device="cpu", cache_dir=cache).accuracy == pytest.approx(
         evaluate_run(run, digits, device="cpu", cache_dir=cache).accuracy
     )
+
+
+def test_cocoop_meets_other_data_with_prompts_of_every_image(trained, digits, monkeypatch):
+    run, cache = trained("cocoop"), digits.parent / "cache"
+    expected = evaluate_run(run, digits, device="cpu", cache_dir=cache).accuracy
+    assert expected != pytest.approx(1 / CLASSES)
+    biased = replace(run.estimator.form_, bias=np.array([0.0, 1e3, 0.0]))
+    monkeypatch.setattr(run.estimator, "form_", biased)  # the read-out has no say
+    assert evaluate_domain_shift(run, digits, device="cpu", cache_dir=cache).accuracy == expected
 
 
 def test_unseen_classes_have_no_mean_over_the_support(trained, digits):
