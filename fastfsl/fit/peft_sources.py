@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fastfsl.data import prompt_names
 from fastfsl.encoders import Encoder
-from fastfsl.errors import ConfigError
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned
 from fastfsl.peft import CLIPAdapter, CLIPLoRA, CoCoOp, CoOp
 
@@ -155,18 +154,6 @@ class CoCoOpSource(Source):
         """The mean over the support's images."""
         plain, _ = support.features()
         return _as(CoCoOp, objective).class_embeddings(plain)
-
-    def embeddings_for(self, encoder: Encoder, texts: ClassTexts) -> NDArray[np.float32]:
-        """There are none without images.
-
-        Raises:
-            ConfigError: always.
-        """
-        del encoder, texts
-        raise ConfigError(
-            "the class embeddings of cocoop depend on the image, and what follows it here was fitted to their mean "
-            "over the support: for unseen classes take cocoop alone"
-        )
 
     def conditional_logits(
         self, encoder: Encoder, texts: ClassTexts, features: NDArray[np.floating]

@@ -26,7 +26,7 @@ from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder, samples_to_score
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.run import Run
-from fastfsl.fit.source import ClassTexts
+from fastfsl.fit.source import ClassTexts, Source
 from fastfsl.fit.text_readout import TextReadout
 from fastfsl.fit.train import Reporter, SilentReporter, train
 from fastfsl.flow import plan_states, read_out
@@ -67,7 +67,7 @@ def base_to_new(
         ConfigError: if the method has nothing to say about unseen classes, or an option cannot be used.
         DataError: if the data cannot be used.
     """
-    _transferable(config.estimator(logit_scale=1.0))  # before anything is trained
+    _check_transferable(config.estimator(logit_scale=1.0), config.source())  # before anything is trained
     run = train(data, config.model_copy(update={"classes": "base"}), reporter=reporter, cache_dir=cache_dir)
     root = None if config.image_root is None else Path(config.image_root)
     base = evaluate_run(
@@ -109,7 +109,7 @@ def evaluate_transfer(
 
     Args:
         run: of a flow, zero-shot, or a tuned encoder by itself or with a flow.
-        data: images, or features of the same encoder.
+        data: images, or where the encoder was not tuned features of it.
         split: which split.
         classes: which classes of the data.
         templates: prompts for the classes of images; by default those of the run.
@@ -123,8 +123,10 @@ def evaluate_transfer(
         DataError: if the data cannot be used.
         BundleError: if the run's encoder can no longer be found as it was.
     """
-    _transferable(run.estimator)  # before anything is encoded
+    _check_transferable(run.estimator, run.source)  # before anything is encoded
     dataset = select_classes(load_dataset(data, image_root), classes)
+    if run.source is not None and isinstance(dataset, FeatureDataset):
+        raise ConfigError("a feature file's class embeddings are not those of the tuned encoder: give it images")
     base = functools.cache(lambda: base_encoder(run, device=device))
     encoder = functools.cache(lambda: run.tuned(base()))
     names = dataset.class_names
@@ -217,6 +219,20 @@ def transfer_logits(
 def harmonic_mean(base: float, new: float) -> float:
     """2 b n / (b + n) of two accuracies; 0 where both are."""
     return 0.0 if base + new == 0 else 2 * base * new / (base + new)
+
+
+def _check_transferable(estimator: Estimator, source: Source | None) -> None:
+    """Refuse a method that has nothing to say about unseen classes.
+
+    Raises:
+        ConfigError: it holds something about its own classes that others do not have.
+    """
+    _transferable(estimator)
+    if source is not None and source.conditional and not isinstance(estimator, TextReadout):
+        raise ConfigError(
+            "the class embeddings of cocoop depend on the image, and what follows it was fitted to their mean over the "
+            "support: for unseen classes take cocoop alone"
+        )
 
 
 def _transferable(estimator: Estimator) -> FlowMatchingAlignment | None:

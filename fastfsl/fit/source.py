@@ -307,6 +307,8 @@ class Source(ABC):
     def embeddings_for(self, encoder: Encoder, texts: ClassTexts) -> NDArray[np.float32]:
         """Class embeddings (C, d) of other classes, which the training did not see: by default as the prompts say.
 
+        Not of a `conditional` source, which has none without images.
+
         Args:
             encoder: as it was before the training.
             texts: the other classes.

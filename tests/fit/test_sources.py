@@ -18,7 +18,7 @@ from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
 from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
 from fastfsl.fit.mps import MPS, RECIPES, hold_out
-from fastfsl.fit.protocols import evaluate_domain_shift, evaluate_transfer
+from fastfsl.fit.protocols import base_to_new, evaluate_domain_shift, evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.source import ClassTexts
 from fastfsl.fit.train import encode_plain, encode_support, train
@@ -204,9 +204,18 @@ def test_cocoop_meets_other_data_with_prompts_of_every_image(trained, digits, mo
     assert evaluate_domain_shift(run, digits, device="cpu", cache_dir=cache).accuracy == expected
 
 
-def test_unseen_classes_have_no_mean_over_the_support(trained, digits):
+def test_unseen_classes_have_no_mean_over_the_support(trained, tmp_path):
+    """And that is told before anything is read or trained."""
     with pytest.raises(ConfigError, match="take cocoop alone"):
-        evaluate_transfer(trained("cocoop+fma"), digits, device="cpu", cache_dir=digits.parent / "cache")
+        evaluate_transfer(trained("cocoop+fma"), tmp_path / "none")
+    with pytest.raises(ConfigError, match="take cocoop alone"):
+        base_to_new(tmp_path / "none", load_config(flags={"method": "cocoop+fma", "device": "cpu"}))
+
+
+@pytest.mark.parametrize("method", ["mps", "coop", "cocoop"])
+def test_texts_of_a_feature_file_are_none_of_a_tuned_encoder(trained, tmp_path, write_features, method):
+    with pytest.raises(ConfigError, match="give it images"):
+        evaluate_transfer(trained(method), write_features(tmp_path / "f.npz"))
 
 
 def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
