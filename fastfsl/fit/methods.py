@@ -268,7 +268,7 @@ def check_names(given: Collection[str], known: Collection[str], method: str) -> 
     """
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(str(key), known, n=1)  # YAML has keys of any type
             others = [other.name for other in (*METHODS.values(), *SOURCES.values()) if key in other.parameters()]
             if others:
                 advice = f"it is an option of {', '.join(others)}"

@@ -240,7 +240,7 @@ class Run:
             ) from error
         except DeviceError:
             raise
-        except (SafetensorError, OSError, UnicodeDecodeError, KeyError, TypeError, FastFSLError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, FastFSLError) as error:
             raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
 
 

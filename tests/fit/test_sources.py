@@ -89,6 +89,8 @@ def test_options_go_to_whom_they_belong():
         load_config(flags={"method": "mps+fma", "epochs": 3})
     with pytest.raises(ConfigError, match="expected options under 'fma', got 3"):
         load_config(flags={"method": "mps+fma", "fma": 3})
+    with pytest.raises(ConfigError, match="unknown option 1 for method 'mps'"):
+        load_config(flags={"method": "mps+fma", "mps": {1: 3}})
     with pytest.raises(ConfigError, match="'beta'"):
         load_config(flags={"method": "mps+fma", "beta": 3})
     with pytest.raises(ConfigError, match="it is an option of mps"):
@@ -263,6 +265,16 @@ def test_a_run_without_its_tuned_weights_is_refused(trained, tmp_path):
         Run.load(tmp_path / "run")
     text = (tmp_path / "run" / RUN_FILE).read_text().replace('"method": "mps"', '"method": "zero-shot"')
     (tmp_path / "run" / RUN_FILE).write_text(text)
+    with pytest.raises(BundleError, match="train it again"):
+        Run.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", "much"), ("alignment_weight", []), ("held_out", 3)])
+def test_a_run_with_a_damaged_record_of_its_source_is_refused(trained, tmp_path, name, value):
+    trained("mps").save(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    record["source"]["selection"][name] = value
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(record))
     with pytest.raises(BundleError, match="train it again"):
         Run.load(tmp_path / "run")
 
