@@ -74,7 +74,8 @@ def train(
         },
     )
     # What a long tuning has done so far: the same command goes on from it.
-    checkpoints = out.with_name(f".{out.name}.training")
+    whole = out.resolve()  # `.` has no name
+    checkpoints = whole.with_name(f".{whole.name}.training")
     with reporting() as reporter:
         run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
     if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes

@@ -320,6 +320,15 @@ def test_what_has_no_fixed_classifier_is_refused_with_what_to_do(run_fastfsl, di
     assert "cocoop+fma" in refused.stderr
 
 
+def test_a_run_may_replace_the_working_folder(run_fastfsl, write_features, tmp_path, monkeypatch):
+    data, run = write_features("npz"), tmp_path / "run"
+    run.mkdir()
+    monkeypatch.chdir(run)
+    result = run_fastfsl("train", data, "--out", ".", "--force", "--method", "zero-shot")
+    assert result.exit_code == 0, result.stderr
+    assert (run / "run.json").is_file()
+
+
 def test_a_threshold_is_asked_for_kept_and_measured(run_fastfsl, write_features, tmp_path):
     data, run, bundle, config = write_features("npz"), tmp_path / "run", tmp_path / "bundle", tmp_path / "c.yaml"
     config.write_text("components: [gda, lp++]\n")  # quick: without the flow
