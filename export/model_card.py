@@ -88,7 +88,7 @@ def _encoder(fields: dict[str, Any]) -> str:
         length = "brought to length 1" if blend["normalized"] else "as long as that is"
         about += (
             "; its image tower has a tuned branch beside the frozen one, and an embedding is alpha * tuned + "
-            f"(1 - alpha) * frozen of the two unit embeddings, {length}. It was trained with alpha {blend['alpha']:g}; "
+            f"(1 - alpha) * frozen of the two unit embeddings, {length}. Its alpha is {blend['alpha']:g}; "
             "`Classifier.load(..., alpha=...)` takes another, 0 being the frozen encoder"
         )
     return about
@@ -97,7 +97,7 @@ def _encoder(fields: dict[str, Any]) -> str:
 def _held_out(metrics: dict[str, Any]) -> str:
     held_out = metrics.get("held_out_support")
     if held_out is None:
-        return "not measured (nothing could be held out)"
+        return "not measured (nothing was held out for the classifier)"
     views = " of augmented views" if held_out.get("rule") == "views" else ""
     folds = f" over {held_out['num_folds']} folds{views}" if held_out.get("num_folds") else ""
     return f"{100 * held_out['accuracy']:.1f} %{folds}; settings were chosen on it"

@@ -52,9 +52,9 @@ class Manifest:
         training: shots, seed, digests of the support images, and the like.
         created: ISO 8601 time.
         blend: {"alpha": float, "normalized": bool} where the encoder blends the unit embeddings of a tuned and of a
-            frozen image tower, alpha * tuned + (1 - alpha) * frozen: the weight it was trained with, and whether the
-            blend is L2-normalised (otherwise its length, at most 1, belongs to the logits). None for any other
-            encoder. May be left out.
+            frozen image tower, alpha * tuned + (1 - alpha) * frozen: the weight that its training ended with, and
+            whether the blend is L2-normalised (otherwise its length, at most 1, belongs to the logits). None for any
+            other encoder. May be left out.
     """
 
     format_version: int

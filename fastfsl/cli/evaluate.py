@@ -43,9 +43,9 @@ def evaluate(
     """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
 
     The data's classes are matched by name with those trained on. With --transfer they need not be among them: a flow
-    moves the features, and the texts of the data's classes read them out; of other methods zero-shot alone can. For
-    base and new classes: train with --method fma --classes base, evaluate with --classes base, and again with
-    --classes new --transfer.
+    moves the features, and the texts of the data's classes read them out; besides flows zero-shot can, and a tuned
+    encoder by itself. For base and new classes: train with --method fma --classes base, evaluate with --classes base,
+    and again with --classes new --transfer.
     """
     if template and not transfer:
         raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")

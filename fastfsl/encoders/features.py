@@ -55,8 +55,8 @@ def extract_features(
         progress: Called with (views done, views in all), first with those found in the cache.
 
     Returns:
-        L2-normalised features (n, V, d), or (n, 1, d) with `num_views` 0. View v of an image is the same whatever
-        `num_views` is.
+        Features (n, V, d), or (n, 1, d) with `num_views` 0; L2-normalised if the encoder is `normalized`. View v of an
+        image is the same whatever `num_views` is.
 
     Raises:
         DataError: An image that is missing or cannot be decoded; it is named.

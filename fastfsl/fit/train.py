@@ -169,7 +169,7 @@ def encode_plain(
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Features of images under the encoder's evaluation transform, (n, d), L2-normalised."""
+    """Features of images under the encoder's evaluation transform, (n, d), as long as the encoder gives them."""
     paths = [sample.path for sample in samples]
     features = extract_features(encoder, paths, num_views=0, cache_dir=cache_dir, progress=progress)
     return features[:, 0]

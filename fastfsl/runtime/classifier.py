@@ -69,7 +69,7 @@ class Classifier:
             max_batch: largest number of images computed at once; it bounds the memory. Embeddings, which are small,
                 are computed 256 at once, or `max_batch` if that is more.
             alpha: weight, from 0 to 1, of the tuned image tower in its blend with the frozen one, where the bundle's
-                encoder is such a blend; None: the weight it was trained with.
+                encoder is such a blend; None: the bundle's own.
 
         Raises:
             BundleError: the bundle is incomplete, altered, or of an unknown version.

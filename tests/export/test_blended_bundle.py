@@ -103,7 +103,7 @@ def test_the_manifest_tells_the_blend_and_its_parity(run, exported):
     card = (path / "README.md").read_text()
     assert "alpha * tuned + (1 - alpha) * frozen" in card
     assert ("as long as that is" in card) == alone
-    assert "trained with alpha 0.3;" in card
+    assert "Its alpha is 0.3;" in card
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.75, 1.0])
