@@ -114,13 +114,6 @@ class Checkpoint:
             self.on_message(f"no checkpoint can be written ({error}): a stopped training will start over")
         self._written = time.monotonic()
 
-    def clear(self) -> None:
-        """Remove the state, and the folder if nothing else is in it."""
-        self._remove_partial_files()
-        (self.folder / _FILE).unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _remove_partial_files(self) -> None:
         """What a process killed while it wrote has left."""
         for path in self.folder.glob(f".{_FILE}.partial-*"):

@@ -248,19 +248,6 @@ def test_tensors_come_back_exactly(tmp_path):
     assert torch.signbit(found.tensors["a"][1])
 
 
-def test_clear_removes_what_is_ours(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "state", {})
-    checkpoint.clear()
-    checkpoint.save(State({"a": torch.zeros(1)}, {}))
-    (tmp_path / "state" / f".{FILE}.partial-0123abcd").write_text("of a killed process")
-    (tmp_path / "state" / "notes.txt").write_text("the user's")
-    checkpoint.clear()
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["notes.txt"]
-    (tmp_path / "state" / "notes.txt").unlink()
-    checkpoint.clear()
-    assert not (tmp_path / "state").exists()
-
-
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (tmp_path / f".{FILE}.partial-0123abcd").write_text("half")
     assert Checkpoint(tmp_path, {}).load({}) is None
