@@ -225,7 +225,7 @@ def test_a_scaled_loss_gives_the_same_weights(monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_updates_whose_scaled_gradients_overflow_leave_no_trace(monkeypatch, optimizer):
-    scales = []
+    scales: list[torch.amp.GradScaler] = []
 
     def scaler(device, enabled):
         del enabled
