@@ -14,7 +14,7 @@ from fastfsl.encoders import Encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.mps_objective import PUBLISHED_ALPHA, GramKind, MPSObjective
-from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned, check_positive
+from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned, check_weight
 from fastfsl.images import open_image
 from fastfsl.manifold import BlendedCLIP
 
@@ -102,8 +102,8 @@ class MPS(Source):
         if self.alpha != "choose" and not 0 < self.alpha <= 1:
             raise ConfigError(f"expected alpha above 0 and at most 1, or 'choose', got {self.alpha}")
         if isinstance(self.alignment_weight, float | int):
-            check_positive("alignment_weight", self.alignment_weight)
-        check_positive("sculpting_weight", self.sculpting_weight)
+            check_weight("alignment_weight", self.alignment_weight)
+        check_weight("sculpting_weight", self.sculpting_weight)
         start, end = self._published().temperature if self.temperature is None else self.temperature
         if not (start > 0 and end > 0):
             raise ConfigError(f"expected temperature to be two positive numbers, got {self.temperature}")

@@ -364,7 +364,7 @@ def _silent_warning(message: str) -> None:
     """Say nothing."""
 
 
-def check_positive(name: str, value: float) -> None:
+def check_weight(name: str, value: float) -> None:
     """Refuse a weight below 0.
 
     Raises:
