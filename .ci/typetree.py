@@ -6,6 +6,7 @@ room: without it `mypy -p fastfsl` skips the mapped rooms and reports success.
 """
 
 import os
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def main() -> None:
 
     package.mkdir(parents=True, exist_ok=True)
     for stale in {*TREE.iterdir(), *package.iterdir()} - {package, *links}:
-        stale.unlink()
+        if stale.is_dir() and not stale.is_symlink():  # a tool's cache
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
     for link, source in links.items():
         if not link.is_symlink():
             link.symlink_to(os.path.relpath(source, link.parent))

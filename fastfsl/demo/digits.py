@@ -48,6 +48,7 @@ TUNING: dict[str, dict[str, Any]] = {
     "lora": {"epochs": 40, "learning_rate": 5e-3},
     "clip-adapter": {"learning_rate": 0.1},
     "coop": {"learning_rate": 0.1},
+    "cocoop": {"learning_rate": 5e-4},
 }
 """Options by source. The published rates are for large models with a logit scale of 100, the tiny CLIP's is 15.6; these
 were chosen on train images that the episode had left over."""

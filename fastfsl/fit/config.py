@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
 
     def source(self) -> Source | None:
         """The method's untrained source; None where it has none."""
-        return make_source(self.method, self.source_params, seed=self.seed, device=self.device)
+        return make_source(self.method, self.source_params, seed=self.seed)
 
     def estimator(self, *, logit_scale: float) -> Estimator:
         """The method's unfitted estimator."""

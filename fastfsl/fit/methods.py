@@ -137,7 +137,6 @@ SOURCES: dict[str, Method] = {
             "the same as in the authors' code: texts of the sculpting loss not normalised (arXiv 2508.12877)",
             {
                 "alpha": 0.3,
-                "batch_size": 32,
                 "learning_rate": 0.002,
                 "weight_decay": 5e-4,
                 "warmup_epochs": 1,
@@ -228,14 +227,13 @@ def make_estimator(
     return estimator
 
 
-def make_source(name: str, params: Mapping[str, Any] | None = None, *, seed: int, device: str) -> "Source | None":
+def make_source(name: str, params: Mapping[str, Any] | None = None, *, seed: int) -> "Source | None":
     """A method's untrained source; None where it has none.
 
     Args:
         name: of the method.
         params: the source's own parameters; they win over the preset's.
         seed: seed of everything random.
-        device: torch device, or `auto`.
 
     Raises:
         ConfigError: there is no such method, or its source has no such parameter.
@@ -243,7 +241,7 @@ def make_source(name: str, params: Mapping[str, Any] | None = None, *, seed: int
     method = find_source(name)
     if method is None:
         return None
-    source: Source = _made(method, params, {"seed": seed, "device": device})
+    source: Source = _made(method, params, {"seed": seed})
     return source
 
 

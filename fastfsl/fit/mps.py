@@ -37,11 +37,12 @@ class _Recipe:
     alignment_weight: float = 0.5
     temperature: tuple[float, float] = (0.1, 0.05)
     epochs: int = 50
+    batch_size: int = 32
 
 
 _SOFT = (0.5, 0.07)
 RECIPES: Mapping[str, _Recipe] = {
-    "imagenet": _Recipe(2.0),
+    "imagenet": _Recipe(2.0, batch_size=64),
     "food101": _Recipe(2.0, _SOFT),
     "sun397": _Recipe(2.0),
     "caltech101": _Recipe(epochs=100),
@@ -60,7 +61,7 @@ class MPS(Source):
     """MPS-Tuning of the image tower.
 
     Attributes:
-        data_set: one of the eleven standard sets, whose published λ1, τ and epochs are taken where none are given.
+        data_set: one of the eleven standard sets, whose published λ1, τ, epochs and batch hold where none are given.
         alpha: weight of the tuned branch in the logits; `choose`: the published one in training, and after it by
             held-out support.
         alignment_weight: λ1; None: the data set's, else 0.5; `choose`: by held-out support.
@@ -118,6 +119,11 @@ class MPS(Source):
     def num_epochs(self, num_samples: int, num_classes: int) -> int:  # noqa: ARG002  # the paper's depend on the set
         """The data set's epochs, else 50."""
         return self._published().epochs
+
+    @property
+    def images_at_once(self) -> int:
+        """Images an update: the data set's, else 32."""
+        return self._published().batch_size if self.batch_size is None else self.batch_size
 
     def objective(self, encoder: Encoder, texts: ClassTexts) -> MPSObjective:
         """The objective with the weights in use."""

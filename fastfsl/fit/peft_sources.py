@@ -42,7 +42,7 @@ class LoRASource(Source):
     def num_epochs(self, num_samples: int, num_classes: int) -> int:
         """As many whole epochs as 500 updates for each image of a class take."""
         updates = 500 * max(1, round(num_samples / num_classes))
-        return math.ceil(updates / math.ceil(num_samples / self.batch_size))
+        return math.ceil(updates / math.ceil(num_samples / self.images_at_once))
 
     def objective(self, encoder: Encoder, texts: ClassTexts) -> CLIPLoRA:
         """The untrained objective."""
@@ -134,12 +134,12 @@ class CoCoOpSource(Source):
     Source: CoCoOp (arXiv 2203.05557).
     """
 
-    batch_size: int = 1
     num_contexts: int = 4
     context: str = "a photo of a"
 
     takes: ClassVar[Literal["pixels", "features"]] = "features"
     conditional: ClassVar[bool] = True
+    published_batch_size: ClassVar[int] = 1
 
     def num_epochs(self, num_samples: int, num_classes: int) -> int:  # noqa: ARG002  # the same for all
         """10."""

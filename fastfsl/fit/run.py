@@ -232,7 +232,7 @@ class Run:
             record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
-            return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder, device))
+            return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder))
         except ValidationError as error:
             first = error.errors()[0]
             raise BundleError(
@@ -266,7 +266,7 @@ def _unfitted(record: RunRecord, device: str) -> Estimator:
     return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
 
 
-def _source(record: RunRecord, folder: Path, device: str) -> Source | None:
+def _source(record: RunRecord, folder: Path) -> Source | None:
     """The run's source, trained."""
     method = find_source(record.config.method)
     if method is None or record.source is None:
@@ -274,7 +274,7 @@ def _source(record: RunRecord, folder: Path, device: str) -> Source | None:
             raise BundleError(f"{RUN_FILE} and its method {record.config.method!r} disagree on a tuned encoder")
         return None
     own = typed_params(method, _own(record.source.params))
-    source = make_source(record.config.method, own, seed=record.config.seed, device=device)
+    source = make_source(record.config.method, own, seed=record.config.seed)
     if source is not None:
         source.restore(load_file(folder / SOURCE_FILE), record.source.selection)
         source.train_seconds_ = record.source.train_seconds

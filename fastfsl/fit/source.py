@@ -116,29 +116,27 @@ class Source(ABC):
 
     Attributes:
         epochs: passes over the support; None: as published (see the source).
-        batch_size: images an update.
+        batch_size: images an update; None: as published (see the source).
         learning_rate: after `warmup_epochs` at a small constant rate, then cosine to 0.
         weight_decay: the optimizer's.
         warmup_epochs: length of the warm-up.
         precision: of the products, `fp32`, `bf16`, `fp16` (CUDA only) or `auto`.
         micro_batch: images computed at once; None: the batch. Losses over the whole batch stay exactly those.
         seed: of everything random.
-        device: torch device of the training.
         class_embeddings_: what the tuned encoder is read out with, L2-normalised, (C, d).
         num_parameters_: trained numbers.
-        train_seconds_: wall-clock time of `fit`.
+        train_seconds_: wall-clock time of `fit`, and of what an interrupted one had done before.
         history_: losses by epoch.
     """
 
     epochs: int | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     learning_rate: float = 0.002
     weight_decay: float = 5e-4
     warmup_epochs: int = 1
     precision: Precision = "auto"
     micro_batch: int | None = None
     seed: int = 0
-    device: str = "cpu"
     class_embeddings_: NDArray[np.float32] = field(init=False, repr=False)
     num_parameters_: int = field(init=False, repr=False)
     train_seconds_: float = field(init=False, repr=False)
@@ -152,6 +150,7 @@ class Source(ABC):
     conditional: ClassVar[bool] = False
     num_views: ClassVar[int] = 1
     optimizer: ClassVar[Literal["sgd", "adamw"]] = "sgd"
+    published_batch_size: ClassVar[int] = 32
     # Least and greatest area of a view where the user names none; None: that of `Augmentation`.
     view_scale: ClassVar[tuple[float, float] | None] = None
 
@@ -167,6 +166,11 @@ class Source(ABC):
     def num_epochs(self, num_samples: int, num_classes: int) -> int:
         """Passes over that many images of that many classes where `epochs` is None."""
 
+    @property
+    def images_at_once(self) -> int:
+        """Images an update."""
+        return self.published_batch_size if self.batch_size is None else self.batch_size
+
     def embeddings_of(self, objective: Tuned, support: SourceSupport) -> NDArray[np.float32]:  # noqa: ARG002  # for others
         """Class embeddings after the training, (C, d): by default the frozen ones."""
         return support.texts.embeddings
@@ -178,12 +182,12 @@ class Source(ABC):
     def _recipe(self, epochs: int) -> TuningRecipe:
         return TuningRecipe(
             epochs=epochs,
-            batch_size=self.batch_size,
+            batch_size=self.images_at_once,
             num_views=self.num_views,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
-            warmup_epochs=min(self.warmup_epochs, epochs),
+            warmup_epochs=min(self.warmup_epochs, epochs - 1),  # one epoch of warm-up alone trains nothing
             precision=self.precision,
             micro_batch=self.micro_batch,
         )
@@ -214,7 +218,8 @@ class Source(ABC):
         self.class_embeddings_ = self.embeddings_of(objective, support)
         self._state = objective.state()
         self.num_parameters_ = objective.num_parameters
-        self.train_seconds_ = time.perf_counter() - start
+        seconds = sum(float(epoch["seconds"]) for epoch in self.history_)
+        self.train_seconds_ = max(time.perf_counter() - start, seconds)
         return self
 
     def _fit(

@@ -284,10 +284,11 @@ def test_every_method_goes_the_same_way(run_fastfsl, write_features, tmp_path, m
 @pytest.mark.parametrize(
     "method",
     [
-        "mps",
-        "clip-adapter",
-        "lora+fma",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "coop", "mps+gda", "cocoop+gda")),
+        "lora+fma",  # what comes of mps is held in tests/export/test_blended_bundle.py
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mps", "clip-adapter", "lora", "coop", "mps+gda", "cocoop+gda")
+        ),
     ],
 )
 def test_a_tuned_encoder_goes_the_same_way(run_fastfsl, digits, cache, tmp_path, method):

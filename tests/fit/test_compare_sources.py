@@ -207,15 +207,6 @@ def test_a_finished_training_is_not_repeated_for_the_next_method_after_an_interr
     assert not (tmp_path / "out" / "tuning").exists()
 
 
-def test_a_training_that_was_read_back_has_the_time_it_took():
-    source = make_source("coop", seed=0, device="cpu")
-    assert source is not None
-    source.train_seconds_, source.history_ = 0.5, [{"seconds": 2.0}, {"seconds": 3.0}]
-    assert fitting._seconds(source) == 5
-    source.train_seconds_ = 6.0  # in one go, with what is chosen before it
-    assert fitting._seconds(source) == 6
-
-
 def test_trainings_of_episodes_that_are_done_make_room(run, tmp_path, monkeypatch):
     kept = []
     fit = Source.fit

@@ -187,7 +187,7 @@ def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
         raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
-    source = make_source(name, source_params, seed=0, device="cpu")
+    source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
     return {
         part: {key: value for key, value in values.items() if key not in RESERVED} for part, values in every.items()

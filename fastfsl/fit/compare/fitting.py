@@ -17,7 +17,6 @@ from fastfsl.fit.compare.tunings import Tunings
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import make_estimator
 from fastfsl.fit.run import installed_versions, now
-from fastfsl.fit.source import Source
 from fastfsl.fit.text_readout import TextReadout
 from fastfsl.fit.train import Reporter, SilentReporter
 
@@ -76,7 +75,7 @@ def run_cell(spec: CellSpec, pool: Pool, *, tunings: Tunings | None = None, repo
         class_accuracy=evaluation.class_accuracy,
         calibration_error=calibration_error(probabilities, test.labels),
         negative_log_likelihood=negative_log_likelihood(probabilities, test.labels),
-        train_seconds=estimator.train_seconds_ + (0.0 if source is None else _seconds(source)),
+        train_seconds=estimator.train_seconds_ + (0.0 if source is None else source.train_seconds_),
         num_parameters=estimator.num_parameters_ + (0 if source is None else source.num_parameters_),
         microseconds_per_feature=_microseconds(_on_cpu(estimator, spec, pool).predict_proba, test.features),
         batch_size=BATCH_SIZE,
@@ -87,11 +86,6 @@ def run_cell(spec: CellSpec, pool: Pool, *, tunings: Tunings | None = None, repo
         versions=installed_versions(),
         created=now(),
     )
-
-
-def _seconds(source: Source) -> float:
-    """Time of the training; that of one which was interrupted is in its history."""
-    return max(source.train_seconds_, float(sum(epoch["seconds"] for epoch in source.history_)))
 
 
 def _on_cpu(estimator: Estimator, spec: CellSpec, pool: Pool) -> Estimator:

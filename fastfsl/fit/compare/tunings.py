@@ -44,7 +44,7 @@ class Tunings:
             ConfigError: the encoder has no place for it, or the training diverges.
         """
         method = find_source(spec.method)
-        source = make_source(spec.method, spec.source_params, seed=spec.seed, device=spec.device)
+        source = make_source(spec.method, spec.source_params, seed=spec.seed)
         if method is None or source is None:
             return None
         episode = spec.shots, spec.seed
