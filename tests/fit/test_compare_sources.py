@@ -9,10 +9,9 @@ from PIL import Image
 
 from fastfsl.errors import ConfigError
 from fastfsl.fit.checkpoint import Checkpoint
-from fastfsl.fit.compare import Cell, CellSpec, compare, fitting
+from fastfsl.fit.compare import Cell, CellSpec, compare
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import evaluate_run
-from fastfsl.fit.methods import make_source
 from fastfsl.fit.objective import take_gradient
 from fastfsl.fit.source import Source
 from fastfsl.fit.train import SilentReporter, train
