@@ -108,9 +108,9 @@ def tuning_table() -> str:
     )
     step = _read("mps_step")
     note = (
-        f"1000 test scans, five seeds; drift is the mean |S - S'| of the Gram matrices of tuned and frozen features.\n"
-        f"A training step of `mps` (ViT-B/16 shapes, batch {step['batch']}, two views, {_device(step)}) takes "
-        f"{step['ratio']:.2f} of the time and {step['memory_ratio']:.2f} of the memory of the straightforward one."
+        "1000 test scans, five seeds; drift is the mean |S - S'| of the Gram matrices of tuned and frozen features.\n"
+        f"A training step of `mps` (ViT-B/16 shapes, batch {step['batch']}, two views) takes {step['ratio']:.2f} of the "
+        f"time and {step['memory_ratio']:.2f} of the memory of the straightforward one.\n{_device(step)}."
     )
     return "\n".join([*lines, "", note])
 
