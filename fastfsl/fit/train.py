@@ -105,8 +105,7 @@ def train(
     else:
         support = _image_support(dataset, episode, config, reporter, cache_dir, checkpoints)
     source = support.source
-    tuning_seconds = 0.0 if source is None else source.train_seconds_
-    feature_seconds = time.perf_counter() - start - tuning_seconds
+    feature_seconds = time.perf_counter() - start - (0.0 if source is None else source.fit_seconds_)
 
     estimator = config.estimator(logit_scale=support.logit_scale)
     estimator.fit(
@@ -142,7 +141,7 @@ def train(
         params=estimator.get_params(),
         num_parameters=estimator.num_parameters_ + (0 if source is None else source.num_parameters_),
         feature_seconds=feature_seconds,
-        train_seconds=estimator.train_seconds_ + tuning_seconds,
+        train_seconds=estimator.train_seconds_ + (0.0 if source is None else source.train_seconds_),
         versions=installed_versions(),
         created=now(),
     )

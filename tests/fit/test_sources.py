@@ -250,6 +250,7 @@ def test_a_training_that_went_on_counts_what_was_done_before(digits, tmp_path):
     assert run.record.source is not None
     history = run.record.source.selection["history"]
     assert run.record.source.train_seconds == pytest.approx(sum(epoch["seconds"] for epoch in history))
+    assert run.record.feature_seconds > 0
 
 
 def test_a_part_of_every_class_that_has_two_is_held_out():
