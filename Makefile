@@ -38,8 +38,8 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## train, export and classify on the embedded default; writes demo-out/
 	$(BIN)/fastfsl demo --out demo-out --force
 
-test: $(INSTALLED)  ## the fast test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the fast test suite, a process a core
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: $(INSTALLED) contracts  ## ruff, its formatter, who may import whom, README's tables against their results
 	$(BIN)/ruff check .
