@@ -6,7 +6,7 @@ from fastfsl.data.episode import Episode, draw_episode, sample_episode
 from fastfsl.data.feature_file import read_feature_file, write_feature_file
 from fastfsl.data.folder import read_folder
 from fastfsl.data.load import load_dataset
-from fastfsl.data.presets import PRESETS, prompt_names
+from fastfsl.data.presets import PRESETS, class_prompts, prompt_names
 from fastfsl.data.prompts import TEMPLATES, clean_class_name, fill, resolve_templates
 from fastfsl.data.readable import check_readable
 from fastfsl.data.split_file import read_split_file
@@ -21,6 +21,7 @@ __all__ = [
     "ImageDataset",
     "ImageSample",
     "check_readable",
+    "class_prompts",
     "clean_class_name",
     "draw_episode",
     "fill",

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from fastfsl.data.prompts import fill, resolve_templates
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -100,3 +102,21 @@ def prompt_names(class_names: Sequence[str], templates: str | Sequence[str]) -> 
     if preset is None:
         return tuple(class_names)
     return tuple(preset.rename(" ".join(name.replace("_", " ").split())) for name in class_names)
+
+
+def class_prompts(class_names: Sequence[str], templates: str | Sequence[str]) -> list[str]:
+    """Every class in every template, class by class.
+
+    Args:
+        class_names: C names as found in the data.
+        templates: As for `resolve_templates`.
+
+    Returns:
+        C times as many prompts as there are templates.
+
+    Raises:
+        ConfigError: Unknown preset, or a template without exactly one "{}".
+        DataError: A class name without a word.
+    """
+    resolved = resolve_templates(templates)
+    return [prompt for name in prompt_names(class_names, templates) for prompt in fill(resolved, name)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from fastfsl.data import fill, prompt_names, resolve_templates
+from fastfsl.data import class_prompts
 from fastfsl.encoders.encoder import Encoder
 
 _TEXTS_PER_BATCH = 256
@@ -34,14 +34,13 @@ def class_embeddings(
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
     """
-    resolved = resolve_templates(templates)
-    prompts = [prompt for name in prompt_names(class_names, templates) for prompt in fill(resolved, name)]
+    prompts = class_prompts(class_names, templates)
     _warn_of_likeness(encoder, class_names, prompts)
     parts = [
         encoder.encode_texts(prompts[start : start + _TEXTS_PER_BATCH])
         for start in range(0, len(prompts), _TEXTS_PER_BATCH)
     ]
-    by_class = torch.cat(parts).reshape(len(class_names), len(resolved), -1)
+    by_class = torch.cat(parts).unflatten(0, (len(class_names), -1))
     embeddings: NDArray[np.float32] = F.normalize(by_class.mean(dim=1), dim=-1).cpu().numpy()
     return embeddings
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastfsl.data import PRESETS, fill, prompt_names, resolve_templates
+from fastfsl.data import PRESETS, class_prompts
 from fastfsl.encoders import Encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.estimator import StageCallback
@@ -248,16 +248,14 @@ def hold_out(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], N
 
 def raw_texts(encoder: Encoder, texts: ClassTexts) -> NDArray[np.float32]:
     """Class embeddings as the text tower gives them, averaged over the prompts and not normalised, (C, d)."""
-    templates = resolve_templates(texts.templates)
-    names = prompt_names(texts.names, texts.templates)
-    prompts = [prompt for name in names for prompt in fill(templates, name)]
+    prompts = class_prompts(texts.names, texts.templates)
     model: Any = encoder.model
     with torch.inference_mode():
         parts = [
             model.encode_text(encoder.tokenizer(prompts[start : start + _BATCH]).to(encoder.device)).float()
             for start in range(0, len(prompts), _BATCH)
         ]
-    embeddings: NDArray[np.float32] = torch.cat(parts).unflatten(0, (len(names), -1)).mean(dim=1).cpu().numpy()
+    embeddings: NDArray[np.float32] = torch.cat(parts).unflatten(0, (len(texts.names), -1)).mean(dim=1).cpu().numpy()
     return embeddings
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from fastfsl.data import fill, prompt_names, resolve_templates
+from fastfsl.data import class_prompts
 from fastfsl.encoders import Encoder, class_embeddings
 from fastfsl.errors import ConfigError
 from fastfsl.peft.base import SharedTextSource, unit
@@ -68,9 +68,8 @@ class CLIPLoRA(SharedTextSource):
         self.clip: Any = copy.deepcopy(encoder.model)
         self.num_classes = len(class_names)
         if "text" in towers:
-            resolved = resolve_templates(templates)
-            prompts = [prompt for name in prompt_names(class_names, templates) for prompt in fill(resolved, name)]
-            texts, positions = read_prompts(encoder.model, encoder.tokenizer(prompts).cpu())
+            tokens = encoder.tokenizer(class_prompts(class_names, templates)).cpu()
+            texts, positions = read_prompts(encoder.model, tokens)
         else:
             texts, positions = torch.from_numpy(class_embeddings(encoder, class_names, templates)), None
         # Token embeddings of the prompts; class embeddings where the text tower stays as it is.
@@ -101,7 +100,7 @@ class CLIPLoRA(SharedTextSource):
         return unit(prompts.unflatten(0, (self.num_classes, -1)).mean(dim=1))
 
     def tuned_encoder(self) -> Encoder:
-        """The encoder with the updates added to its weights: a model of the same form, and no slower."""
+        """The encoder with the updates added to its weights: a model of the same form."""
         merged = copy.deepcopy(self.encoder.model)
         with torch.no_grad():
             for path, update in self.updates.items():
