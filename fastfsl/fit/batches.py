@@ -25,12 +25,12 @@ from fastfsl.errors import ConfigError, ShapeError
 from fastfsl.fit.processes import ALONE, Processes
 from fastfsl.images import Preprocessing, open_image
 
-# Decoded images kept in memory: at 500 x 375 pixels about 1900 of them, 16 shots of a hundred classes.
+# Decoded images kept in memory: at 500 x 375 pixels, three bytes each, 1900 of them.
 MAX_DECODED_BYTES = 2**30
 
 _BATCHES_AHEAD = 2
 
-# A view of a photo takes 3 ms of a core; a card that trains on 64 in 50 ms keeps four of them busy.
+# More would take the processor from the training where that is on it, too.
 _MAX_THREADS = 8
 
 

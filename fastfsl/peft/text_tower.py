@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastfsl.errors import ConfigError
 
-# What is read at once while gradients are kept: 4 GB of activations in ViT-B's text tower, in fp32.
+# What is read at once while gradients are kept: it bounds the activations, whatever the number of classes.
 TOKENS_PER_PASS = 8192
 
 
