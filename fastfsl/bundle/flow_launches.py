@@ -11,8 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fastfsl.errors import ShapeError
+
 KernelName = Literal["enter", "first", "second", "carry", "exit"]
 FLOW_KERNELS: tuple[KernelName, ...] = ("enter", "first", "second", "carry", "exit")
+
+# More rows than this are computed in chunks of it, whose activations still fit in the second-level cache of a card.
+MAX_BUCKET = 8192
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,26 @@ class Launch:
 
     kernel: KernelName
     arguments: dict[str, Argument]
+
+
+def row_bucket(rows: int) -> int:
+    """Rows that a launch over `rows` rows is made for: the next power of two up to 128, then the next multiple of 128.
+
+    From 1024 on it is the next multiple of 1024. A CUDA graph is captured once for each; rows beyond those asked for
+    are computed and not read.
+
+    Args:
+        rows: from 1 to `MAX_BUCKET`.
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if not 1 <= rows <= MAX_BUCKET:
+        raise ShapeError(f"expected from 1 to {MAX_BUCKET} rows, got {rows}; cut them into chunks")
+    if rows <= 128:
+        return 1 << (rows - 1).bit_length()
+    step = 128 if rows <= 1024 else 1024
+    return -(-rows // step) * step
 
 
 def work_buffers(rows: int, dim: int, stat_tiles: int, num_states: int) -> dict[str, tuple[tuple[int, ...], str]]:
