@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -23,6 +24,13 @@ VISUAL_GRAPH = "visual/model.onnx"
 FLOW_GRAPH = "flow/model.onnx"
 FLOW_PLAN = "flow/plan.safetensors"
 READOUT = "heads/readout.safetensors"
+# Compiled kernels lie beside a flow, if at all: an index, what they compute with, and a folder for each target.
+FLOW_KERNELS_FOLDER = "flow/kernels"
+FLOW_KERNELS_INDEX = f"{FLOW_KERNELS_FOLDER}/kernels.json"
+FLOW_KERNELS_WEIGHTS = f"{FLOW_KERNELS_FOLDER}/weights.safetensors"
+KERNEL_DTYPES = ("fp16", "bf16")
+
+_ARCHITECTURE = re.compile(r"sm_\d{2,3}", re.ASCII)
 
 # Thousands of class names and support digests fit in a few MiB.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -55,6 +63,8 @@ class Manifest:
             frozen image tower, alpha * tuned + (1 - alpha) * frozen: the weight that its training ended with, and
             whether the blend is L2-normalised (otherwise its length, at most 1, belongs to the logits). None for any
             other encoder. May be left out.
+        kernels: {"architectures": ["sm_80", ...], "dtype": "fp16" or "bf16"} where the flow comes compiled for graphics
+            cards as well; the architectures are those with machine code. None otherwise. May be left out.
     """
 
     format_version: int
@@ -75,6 +85,7 @@ class Manifest:
     created: str
     read_steps: tuple[int, ...] = ()
     blend: dict[str, Any] | None = None
+    kernels: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of ``manifest.json``."""
@@ -92,7 +103,7 @@ class Manifest:
         Raises:
             BundleError: anything is missing, unknown, of another type or out of range.
         """
-        values = {"read_steps": [], "blend": None, **strict_json(data, path)}
+        values = {"read_steps": [], "blend": None, "kernels": None, **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
             raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
@@ -162,6 +173,19 @@ def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
             f"{path}: without {FLOW_GRAPH} 'num_steps' is 0, 'step_size' null, 'read_steps' empty, and there is no "
             f"{FLOW_PLAN}, got {_short(flow)}; {AGAIN}"
         )
+    _check_kernels(values, path)
+
+
+def _check_kernels(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    found = {name for name in values["files"] if name.startswith(f"{FLOW_KERNELS_FOLDER}/")}
+    if values["kernels"] is None:
+        if found:
+            raise BundleError(f"{path}: 'kernels' is null, but 'files' lists {min(found)}; {AGAIN}")
+    elif not {FLOW_KERNELS_INDEX, FLOW_KERNELS_WEIGHTS} <= found or FLOW_GRAPH not in values["files"]:
+        raise BundleError(
+            f"{path}: with 'kernels', 'files' must list {FLOW_GRAPH}, {FLOW_KERNELS_INDEX} and {FLOW_KERNELS_WEIGHTS}; "
+            f"{AGAIN}"
+        )
 
 
 def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
@@ -210,6 +234,18 @@ def _is_blend(value: object) -> bool:
     )
 
 
+def _is_kernels(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and set(value) == {"architectures", "dtype"}
+        and isinstance(value["architectures"], list)
+        and 0 < len(value["architectures"]) <= 16
+        and all(isinstance(name, str) and _ARCHITECTURE.fullmatch(name) for name in value["architectures"])
+        and isinstance(value["dtype"], str)
+        and value["dtype"] in KERNEL_DTYPES
+    )
+
+
 def _is_file_entry(value: object) -> bool:
     return (
         isinstance(value, dict)
@@ -249,6 +285,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "preprocessing": ("an object or null", lambda v: v is None or _is_object(v)),
     "encoder": ("null, or an object with backbone, pretrained and a sha256 digest", _is_encoder),
     "blend": ("null, or an object with an alpha from 0 to 1 and normalized, true or false", _is_blend),
+    "kernels": ("null, or an object with architectures and a dtype, fp16 or bf16", _is_kernels),
     "files": (
         "an object of {sha256, size}",
         lambda v: _is_object(v) and all(map(_is_file_entry, v.values())),

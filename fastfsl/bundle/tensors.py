@@ -1,11 +1,11 @@
-"""Float32 arrays and a few words about them in one safetensors file: the frame of the plan and of the read-out."""
+"""Arrays and a few words about them in one safetensors file: the frame of the plan, the read-out and the kernels."""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastfsl.errors import BundleError
 from fastfsl.files import staged_file
 
 VERSION = "1"
+_DTYPES = {"F32": "float32 (F32)", "F16": "float16 (F16)", "U16": "uint16 (U16)"}
 
 # A header holds a short entry for each array: twelve in a plan. The largest plan in sight (d = 1024, 12 blocks) has
 # 110 MB.
@@ -24,7 +25,11 @@ MAX_BYTES = 4 * 2**30
 
 
 def read_tensors(
-    path: str | os.PathLike[str], file_format: str, what: str, data: bytes | None = None
+    path: str | os.PathLike[str],
+    file_format: str,
+    what: str,
+    data: bytes | None = None,
+    dtypes: Collection[str] = ("F32",),
 ) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
     """Read what ``write_tensors`` wrote, believing nothing.
 
@@ -33,9 +38,10 @@ def read_tensors(
         file_format: the format that its metadata must name.
         what: what messages call such a file, e.g. "flow plan".
         data: the file's bytes, if they were read already.
+        dtypes: of the arrays, by their names in safetensors.
 
     Returns:
-        The metadata and the arrays, all float32.
+        The metadata and the arrays.
 
     Raises:
         BundleError: the file is missing, damaged, of another format or of an unknown version.
@@ -52,8 +58,9 @@ def read_tensors(
     if metadata.get("version") != VERSION:
         raise BundleError(f"{path}: {what} of version {metadata.get('version')!r}, expected {VERSION!r}; {NEWER}")
     for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32":
-            raise BundleError(f"{path}: {name} must be float32 (F32); {AGAIN}")
+        if not isinstance(entry, dict) or entry.get("dtype") not in dtypes:
+            allowed = " or ".join(_DTYPES[dtype] for dtype in dtypes)
+            raise BundleError(f"{path}: {name} must be {allowed}; {AGAIN}")
     try:
         return metadata, load(data)
     except (SafetensorError, ValueError, TypeError) as error:
