@@ -130,7 +130,7 @@ class KernelSet:
     Args:
         dim: d, the width they are compiled for.
         dtype: of the weights and the residual stream, "fp16" or "bf16".
-        compiler: package -> version.
+        compiler: package or tool -> version.
         row_classes: ascending; the last one is None, for any number of rows.
         targets: name -> target.
         format_version: ``KERNELS_VERSION``.
@@ -382,9 +382,10 @@ def _is_arguments(value: object) -> bool:
 
 
 def _is_versions(value: object) -> bool:
+    required = {"triton", "ptxas"}
     return (
         isinstance(value, dict)
-        and set(value) == {"triton", "ptxas"}
+        and required <= set(value) <= {*required, "ptxas_blackwell"}
         and all(map(_matches(r"[\w.+-]{1,64}"), value.values()))
     )
 
@@ -397,7 +398,7 @@ _SET: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format_version": ("a whole number", _is_int),
     "dim": (f"a multiple of 16 from {MIN_DIM} to {MAX_DIM}", _within(MIN_DIM, MAX_DIM, step=16)),
     "dtype": _one_of(*KERNEL_DTYPES),
-    "compiler": ("the versions of triton and ptxas", _is_versions),
+    "compiler": ("the versions of triton, ptxas and perhaps ptxas_blackwell", _is_versions),
     "row_classes": ("ascending whole numbers, then null", _is_row_classes),
     "targets": ("an object with 1 to 16 entries", lambda v: isinstance(v, dict) and 1 <= len(v) <= 16),
 }

@@ -71,8 +71,8 @@ class FlowWeights:
                 )
         plan = self.to_plan()  # checks every shape, and that every value is finite
         classes, count = self.class_embeddings, self.num_prototypes
-        if not isinstance(count, int) or count < 1:
-            raise DataError(f"num_prototypes must be a whole number above 0, got {count!r}")
+        if count < 1:
+            raise DataError(f"num_prototypes must be above 0, got {count}")
         fits = classes.ndim == 2 and classes.shape[1] == plan.dim and len(classes) > 0 and len(classes) % count == 0
         if classes.dtype != np.float32 or not fits:
             raise ShapeError(

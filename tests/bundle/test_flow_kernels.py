@@ -119,6 +119,18 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+def _read(made: Path) -> KernelSet:
+    kernels = bundle.read_flow_kernels(made, bundle.read_manifest(made))
+    assert kernels is not None
+    return kernels
+
+
+def _find(kernels: KernelSet, target: str, name: str, row_class: int | None) -> CompiledKernel:
+    kernel = kernels.targets[target].find(name, row_class)
+    assert kernel is not None
+    return kernel
+
+
 def _seal_again(made: Path, change=lambda values: None) -> None:
     """Make the manifest fit the files: what remains wrong is between the files."""
     values = json.loads((made / "manifest.json").read_bytes())
@@ -147,14 +159,14 @@ def _change_index(made: Path, change) -> None:
 
 def test_kernels_and_weights_are_read_as_they_were_written(made):
     manifest = bundle.check_bundle(made)
-    kernels = bundle.read_flow_kernels(made, manifest)
+    kernels = _read(made)
     assert kernels == _kernels()
     assert kernels.architectures == ["sm_80", "sm_90"]
     assert [kernels.row_class(rows) for rows in (1, 64, 65, 10**6)] == [64, 64, None, None]
-    kernel = kernels.targets["sm_90"].find("first", None)
+    kernel = _find(kernels, "sm_90", "first", None)
     assert bundle.read_kernel(made, manifest, kernel) == b"sm_90 first None"
     assert kernels.targets["sm_80"].find("persistent", 64) is None
-    assert kernels.targets["sm_90"].find("persistent", 64).cooperative
+    assert _find(kernels, "sm_90", "persistent", 64).cooperative
 
     weights = bundle.read_flow_weights(made, manifest)
     assert (weights.dim, weights.num_steps, weights.num_blocks, weights.num_classes) == (DIM, STEPS, BLOCKS, CLASSES)
@@ -184,8 +196,8 @@ def test_equal_kernels_give_equal_bytes(made, tmp_path):
 
 def test_the_arguments_are_those_of_the_launches():
     for launch in flow_launches(rows=1, dim=16, num_blocks=1, step_size=0.1, read_steps=(2,)):
-        assert [name for name, _ in bundle.kernel_arguments(launch.kernel)] == list(launch.arguments)
-    kinds = dict(bundle.kernel_arguments("exit"))
+        assert [name for name, _ in bundle.kernel_arguments(launch.kernel) or ()] == list(launch.arguments)
+    kinds = dict(bundle.kernel_arguments("exit") or ())
     assert (kinds["x"], kinds["step_size"], kinds["done"], kinds["n"]) == ("pointer", "float32", "float32", "int32")
 
 
@@ -439,7 +451,7 @@ def test_index_errors_say_what_is_wrong(change, message, made):
 
 def test_an_altered_kernel_is_not_loaded(made):
     manifest = bundle.read_manifest(made)
-    kernel = bundle.read_flow_kernels(made, manifest).targets["sm_80"].find("carry", 64)
+    kernel = _find(_read(made), "sm_80", "carry", 64)
     (made / kernel.path).write_bytes(b"sm_80 carry 46")
     with pytest.raises(BundleError, match=f"{kernel.path}: altered"):
         bundle.read_kernel(made, manifest, kernel)
@@ -477,7 +489,7 @@ def test_the_index_must_be_the_manifests(change, made):
 
 def test_sizes_are_bounded_before_anything_is_read(made, monkeypatch):
     manifest = bundle.read_manifest(made)
-    kernels = bundle.read_flow_kernels(made, manifest)
+    kernels = _read(made)
     monkeypatch.setattr("fastfsl.bundle.flow_kernels.MAX_KERNEL_BYTES", 10)
     with pytest.raises(BundleError, match="more than the 10 allowed"):
         bundle.read_flow_kernels(made, manifest)

@@ -1,0 +1,102 @@
+"""A process that compiles kernels: a job a line on its standard input, an answer a line on its standard output.
+
+`fastfsl.kernels.aot` starts it with an environment of its own, because Triton reads dozens of variables, some of them
+when it is imported. A job names the module of a family of kernels, which has the functions (`FLOW`), the kinds of their
+parameters (`KINDS`) and their compile-time constants (`constants`).
+"""
+
+import base64
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastfsl.kernels.tiles import Tile
+
+# PTX that drivers since CUDA 12.0 compile, where the fallback for every other card is made; else it is as new as ptxas.
+_PTX_VERSIONS: Final = {80: 80}
+# Allocators align to far more; without the promise no load is asynchronous.
+_ALIGNED: Final = [["tt.divisibility", 16]]
+
+
+def compile_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Compile a kernel for an architecture; no card is needed.
+
+    Args:
+        job: the fields of `fastfsl.kernels.aot.Job`.
+
+    Returns:
+        The fields of `fastfsl.kernels.aot.Built`, the cubin in base 64.
+    """
+    family, tile = importlib.import_module(job["family"]), Tile(**job["tile"])
+    function, constants = family.FLOW[job["kernel"]], family.constants(job["kernel"], job["dim"], tile)
+    operand = f"*{job['dtype']}"
+    types = {"float32": "*fp32", "weight": operand, "state": operand, "int32": "i32", "scalar": "fp32"}
+    signature = {name: "constexpr" if name in constants else types[family.KINDS[name]] for name in function.arg_names}
+    pointers = [index for index, kind in enumerate(signature.values()) if kind.startswith("*")]
+    options: dict[str, Any] = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    if job["cooperative"]:
+        options["launch_cooperative_grid"] = True
+    if job["arch"] in _PTX_VERSIONS:
+        options["ptx_version"] = _PTX_VERSIONS[job["arch"]]
+    built = triton.compile(
+        ASTSource(function, signature, constants, {(index,): _ALIGNED for index in pointers}),
+        target=GPUTarget("cuda", job["arch"], 32),
+        options=options,
+    )
+    kinds = {"i32": "int32", "fp32": "float32"}
+    metadata, cubin = built.metadata, built.asm["cubin"]
+    return {
+        "entry": metadata.name,
+        "shared_memory": metadata.shared,
+        "scratch": metadata.global_scratch_size + metadata.profile_scratch_size,
+        **_resources(cubin),
+        "arguments": [(name, kinds.get(kind, "pointer")) for name, kind in signature.items() if kind != "constexpr"],
+        "cubin": base64.b64encode(cubin).decode(),
+        "ptx": built.asm["ptx"],
+    }
+
+
+def compiler_versions() -> dict[str, str]:
+    """What the kernels are compiled with: package or tool -> version."""
+    tools = {name: getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell")}
+    return {"triton": triton.__version__, **{name: tool.version for name, tool in tools.items() if tool is not None}}
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread, and its bytes of local memory, which is where registers spill to."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        tool = triton.knobs.nvidia.cuobjdump.path
+        report = subprocess.run(  # noqa: S603 - Triton's own tool on a file made here
+            [tool, "--dump-resource-usage", file], check=True, capture_output=True, text=True
+        ).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    return {"registers": found["REG"], "stack": max(found["STACK"], found["LOCAL"])}
+
+
+def main() -> None:
+    """Answer jobs until there are no more."""
+    # Whatever else prints must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer = {"compiler": compiler_versions(), **compile_job(json.loads(line))}
+        except Exception as error:  # noqa: BLE001 - whatever a compiler raises is the answer
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
