@@ -1,4 +1,4 @@
-"""From a run to a bundle: graphs, plan, read-out, parity, model card, manifest; written whole or not at all."""
+"""From a run to a bundle: graphs, plan, kernels, read-out, parity, card and manifest; written whole or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastfsl.bundle import (
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
 from fastfsl.export.flow_graph import flow_graph
+from fastfsl.export.flow_kernels import KernelOptions, check_compilable, write_kernels
 from fastfsl.export.model_card import model_card
 from fastfsl.export.parity import flow_parity, logit_parity, visual_parity
 from fastfsl.export.readout import deployed_readout, has_flow
@@ -29,10 +30,16 @@ from fastfsl.fit.evaluate import run_encoder
 from fastfsl.fit.run import Run, installed_versions
 
 CARD = "README.md"
+_NO_KERNELS = KernelOptions()
 
 
 def export_run(
-    run: Run, target: Path, *, force: bool = False, on_stage: Callable[[str, int, int], None] | None = None
+    run: Run,
+    target: Path,
+    *,
+    force: bool = False,
+    kernels: KernelOptions = _NO_KERNELS,
+    on_stage: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
     """Export a run as a bundle.
 
@@ -43,14 +50,15 @@ def export_run(
         run: the fitted run.
         target: the bundle's folder.
         force: replace a bundle that is there.
-        on_stage: called with (name of the stage, stages done, stages in all).
+        kernels: architectures to compile the flow's kernels for.
+        on_stage: called with (name of the stage, stages done, stages in all), or compilations in place of stages.
 
     Returns:
         The manifest.
 
     Raises:
         ConfigError: if `target` exists and `force` is not set, it cannot be written, or the run has no classifier that
-            is the same for every image.
+            is the same for every image, or kernels are asked for that there are not.
         BundleError: if the encoder cannot be found or exported, or what is exported does not match the estimator.
     """
 
@@ -60,6 +68,8 @@ def export_run(
 
     record, deployed = run.record, run.deployment()
     readout = deployed_readout(deployed)
+    if kernels.architectures:
+        check_compilable(deployed)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
         encoder = None
@@ -81,6 +91,14 @@ def export_run(
             parity["flow"] = flow_parity(plan, classes, scale, flow, read_steps=deployed.read_steps)
             _save(flow, staging / FLOW_GRAPH)
             write_plan(staging / FLOW_PLAN, plan.to_arrays())
+        compiled = None
+        if kernels.architectures:
+
+            def compiling(done: int, total: int) -> None:
+                if on_stage is not None:
+                    on_stage("compiling the kernels", done, total)
+
+            compiled, parity["rounded_weights"] = write_kernels(staging, deployed, kernels, on_progress=compiling)
         if readout is not None:
             write_readout(staging / READOUT, readout)
         stage("checking the logits", 4)
@@ -88,7 +106,7 @@ def export_run(
             run.estimator, deployed, flow, readout, normalized=encoder is None or encoder.normalized
         )
 
-        fields = _manifest_fields(run, deployed, encoder, parity)
+        fields = {**_manifest_fields(run, deployed, encoder, parity), "kernels": compiled}
         (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
         stage("written", 5)

@@ -32,6 +32,7 @@ def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
         f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
+        *_kernels(fields["kernels"], fields["parity"]),
         "",
         "## Use",
         "",
@@ -108,9 +109,22 @@ def _parity(parity: dict[str, Any]) -> str:
     return "; ".join(
         f"{part}: {what} within {report[name]:.1e}"
         for part, report in parity.items()
+        if part != "rounded_weights"
         for name, what in figures.items()
         if name in report
     )
+
+
+def _kernels(kernels: dict[str, Any] | None, parity: dict[str, Any]) -> list[str]:
+    if kernels is None:
+        return []
+    error = parity["rounded_weights"]["max_probability_error"]
+    about = (
+        f"- Compiled kernels of the flow: {', '.join(kernels['architectures'])}, and PTX for other NVIDIA cards from "
+        f"sm_80 on; {kernels['dtype']} with float32 sums. They were compiled and not run where this was exported. "
+        f"Rounding their weights alone, in plain torch, moved probabilities by up to {error:.1e}"
+    )
+    return [about]
 
 
 def _usage(encoder: dict[str, Any] | None) -> str:

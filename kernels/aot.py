@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -194,7 +195,7 @@ def compile_jobs(jobs: Iterable[Job], *, on_progress: Callable[[int, int], None]
         raise ConfigError("compiling kernels needs Triton, which is not installed: pip install triton (Linux only)")
     # The longest first, so that no process has one left when the others are done.
     unique = sorted(dict.fromkeys(jobs), key=lambda job: job.tile.rows * job.tile.columns, reverse=True)
-    waiting, done = collections.deque(unique), dict[Job, Built]()
+    waiting, done, lock = collections.deque(unique), dict[Job, Built](), threading.Lock()
 
     def work(scratch: str) -> None:
         with _worker(scratch) as process:
@@ -203,9 +204,11 @@ def compile_jobs(jobs: Iterable[Job], *, on_progress: Callable[[int, int], None]
                     job = waiting.popleft()
                 except IndexError:
                     return
-                done[job] = _ask(process, job, scratch)
-                if on_progress is not None:
-                    on_progress(len(done), len(unique))
+                built = _ask(process, job, scratch)
+                with lock:
+                    done[job] = built
+                    if on_progress is not None:
+                        on_progress(len(done), len(unique))
 
     count = min(len(os.sched_getaffinity(0)), len(unique), _MOST_WORKERS)
     with tempfile.TemporaryDirectory(prefix="fastfsl-aot-") as folder, ThreadPoolExecutor(count) as threads:

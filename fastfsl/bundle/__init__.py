@@ -22,7 +22,7 @@ from fastfsl.bundle.flow_kernels import (
     read_kernel,
     write_flow_kernels,
 )
-from fastfsl.bundle.flow_weights import FlowWeights, narrow, read_flow_weights, widen, write_flow_weights
+from fastfsl.bundle.flow_weights import WEIGHT_NAMES, FlowWeights, narrow, read_flow_weights, widen, write_flow_weights
 from fastfsl.bundle.manifest import (
     FLOW_GRAPH,
     FLOW_KERNELS_FOLDER,
@@ -61,6 +61,7 @@ __all__ = [
     "PTX_TARGET",
     "READOUT",
     "VISUAL_GRAPH",
+    "WEIGHT_NAMES",
     "ArgumentKind",
     "CompiledKernel",
     "FlowWeights",

@@ -1,7 +1,7 @@
 """`fastfsl export`: from a run folder to a bundle."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,25 +14,43 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run folder made by `fastfsl train`.")],
     bundle: Annotated[Path, typer.Argument(help="Bundle folder to make.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Also compile the flow's kernels for these NVIDIA architectures: all, or for example sm_80,sm_90. No "
+            "card is needed."
+        ),
+    ] = None,
+    kernel_dtype: Annotated[
+        Literal["auto", "fp16", "bf16"],
+        typer.Option(help="Dtype of the kernels' weights; auto: fp16 where its range suffices."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Export a run as a bundle: ONNX graphs, flow plan, read-out, checked against the run, with every file's hash."""
+    """Export a run as a bundle: ONNX graphs, flow plan, read-out, checked against the run, with every file's hash.
+
+    With --arch the bundle also has the flow compiled for NVIDIA cards, which a runtime without torch can launch.
+    """
     from fastfsl.bundle import MANIFEST_NAME
     from fastfsl.files import check_output
 
     require_export()
     from fastfsl.export.bundle_writer import export_run
+    from fastfsl.export.flow_kernels import KernelOptions
     from fastfsl.fit.run import Run
+    from fastfsl.kernels.aot import parse_architectures
 
+    kernels = KernelOptions(() if arch is None else parse_architectures(arch), kernel_dtype)
     check_output(bundle, marker=MANIFEST_NAME, force=force)
     with reporting() as reporter:
-        manifest = export_run(Run.load(run), bundle, force=force, on_stage=reporter.stage)
+        manifest = export_run(Run.load(run), bundle, force=force, kernels=kernels, on_stage=reporter.stage)
     document = {
         "bundle": str(bundle),
         "method": manifest.method,
         "num_classes": len(manifest.class_names),
         "num_steps": manifest.num_steps,
         "precision": manifest.precision,
+        "kernels": manifest.kernels,
         "size_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "files": sorted(manifest.files),
         "parity": manifest.parity,

@@ -32,6 +32,7 @@ def inspect(
         "total_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "flow": _check_plan(bundle, manifest),
         "readout": None if readout is None else readout.describe(),
+        "compiled": _compiled(bundle, manifest),
         **asdict(manifest),
     }
     if as_json:
@@ -59,6 +60,29 @@ def _check_plan(bundle: Path, manifest: "Manifest") -> dict[str, int] | None:
             "export it again"
         )
     return {"num_steps": plan.num_steps, "num_blocks": plan.num_blocks, "dim": plan.dim}
+
+
+def _compiled(bundle: Path, manifest: "Manifest") -> dict[str, Any] | None:
+    """What the compiled kernels were made for and with, index and weights being checked as a runtime would.
+
+    Raises:
+        BundleError: they are damaged, or contradict the manifest.
+    """
+    from fastfsl.bundle import read_flow_kernels, read_flow_weights
+
+    kernels = read_flow_kernels(bundle, manifest)
+    if kernels is None:
+        return None
+    read_flow_weights(bundle, manifest)
+    return {
+        "targets": list(kernels.targets),
+        "dtype": kernels.dtype,
+        "dim": kernels.dim,
+        "row_classes": list(kernels.row_classes),
+        "num_kernels": len({kernel.path for target in kernels.targets.values() for kernel in target.kernels}),
+        "compiler": dict(kernels.compiler),
+        "status": "compiled, not run where it was exported",
+    }
 
 
 def _for_people(document: dict[str, Any], manifest: "Manifest") -> dict[str, Any]:
