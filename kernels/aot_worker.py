@@ -85,6 +85,15 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "stack": max(found["STACK"], found["LOCAL"])}
 
 
+def _causes(error: BaseException | None) -> str:
+    """What went wrong, and what led to it: Triton's own message only tells the line of the outermost function."""
+    messages = []
+    while error is not None:
+        messages.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "\ncaused by ".join(messages)
+
+
 def main() -> None:
     """Answer jobs until there are no more."""
     # Whatever else prints must not come between the answers.
@@ -94,7 +103,7 @@ def main() -> None:
         try:
             answer = {"compiler": compiler_versions(), **compile_job(json.loads(line))}
         except Exception as error:  # noqa: BLE001 - whatever a compiler raises is the answer
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": _causes(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
 
