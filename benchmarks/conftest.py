@@ -48,23 +48,36 @@ def record(request) -> Callable[[str, dict[str, Any]], None]:
     return keep
 
 
-def made_with(command: str) -> dict[str, Any]:
-    """What a figure depends on besides the code: device, versions, commit, day."""
+def made_with(command: str, *, device: str | None = None, commit: str | None = None) -> dict[str, Any]:
+    """What a figure depends on besides the code: device, versions, commit, day.
+
+    Args:
+        command: what was run.
+        device: the card, if it was not the CPU.
+        commit: of the sources, where there is no git to ask.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "command": command,
-        "device": f"{_cpu()}, {os.cpu_count()} cores",
+        "device": device or f"{_cpu()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _commit() -> str:
+    try:
+        said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return "unknown"
+    return said.stdout.strip() or "unknown"
 
 
 def _cpu() -> str:

@@ -11,6 +11,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 # Results of benchmarks/compare_features.py and what the table calls them.
 COMPARED = {"flowers102_vitb32_16shot": "Flowers102", "aircraft100_vitb32_16shot": "Aircraft"}
+NO_CARD_YET = (
+    "The Triton kernels of the flow and of the Gram loss are compared with float64 in Triton's interpreter, and",
+    "compiled, not yet run on a card. `python benchmarks/gpu_suite.py --out DIR` does that in 9 minutes: correctness,",
+    "determinism, timings beside the card's own peaks.",
+)
 
 
 def demo_table() -> str:
@@ -115,9 +120,105 @@ def tuning_table() -> str:
     return "\n".join([*lines, "", note])
 
 
+def gpu_table() -> str:
+    """The compiled kernels, from the last run of gpu_suite.py that was kept; what holds of them before there is one."""
+    if not (RESULTS / "gpu_suite.json").is_file():
+        return "\n".join(NO_CARD_YET)
+    suite = _read("gpu_suite")
+    parts = [make() for name, make in GPU_TABLES.items() if suite["outcomes"].get(name) == "done"]
+    bounds = [f"| {row['bound']} | {row['expected']} | {_got(row)} | {_verdict(row)} |" for row in suite["bounds"]]
+    wrong = ", ".join(f"{name} {count}" for name, count in suite["wrong"].items())
+    made = suite["made_with"]
+    note = f"Wrong results: {wrong}. {made['device']}, torch {made['versions']['torch']}, {made['date']}."
+    return "\n\n".join([*parts, "\n".join(["| to be reached | | got | |", "|---|---|---|---|", *bounds]), note])
+
+
+def _gpu_correctness() -> str:
+    """Of every kernel and dtype the largest error, and the signs of the Gram difference."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    rows = _read("gpu_correctness")["rows"]
+    for row in rows:
+        key = (row["name"], row["precision"])
+        if row.get("times_plain", -1.0) > worst.get(key, {}).get("times_plain", -2.0):
+            worst[key] = row
+    lines = ["| kernel, dtype | worst error | of that of plain torch | signs right |", "|---|---|---|---|"]
+    for (name, precision), row in worst.items():
+        figures = f"{row['error']:.1e} | {row['times_plain']:.2f} | " if "error" in row else f"| | {_signs(row)}"
+        lines.append(f"| {name}, {precision} | {figures} |")
+    return "\n".join([*lines, "", f"{len(rows)} cases against float64."])
+
+
+def _signs(row: dict[str, Any]) -> str:
+    return f"{100 * row['agreement']:.2f} %" if "agreement" in row else row.get("error", "")
+
+
+def _gpu_flow() -> str:
+    """The flow by batch: ours, the competitors, the roofline."""
+    result = _read("gpu_flow")
+    cells = {(row["batch"], row["name"]): row for row in result["rows"]}
+    names = list(dict.fromkeys(name for _, name in cells))
+    lines = [
+        f"| batch | {' | '.join(names)} | roofline | share of the peak |",
+        "|---|" + "---|" * (len(names) + 2),
+    ]
+    for batch in sorted({batch for batch, _ in cells}):
+        ours = cells[batch, "euler_flow"]
+        times = " | ".join(f"{cells[batch, n]['ms']:.3f}" if (batch, n) in cells else "" for n in names)
+        lines.append(f"| {batch} | {times} | {ours['roofline_ms']:.3f} | {100 * ours['share_of_peak']:.0f} % |")
+    size, ceilings = result["size"], result["ceilings"]
+    note = (
+        f"ms a call, bf16, width {size['dim']}, {size['num_blocks']} blocks, {size['num_steps']} steps. "
+        f"Measured peaks: {ceilings['tflops']:.0f} TFLOP/s, {ceilings['gigabytes'] / 1e3:.2f} TB/s."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _gpu_gram() -> str:
+    """The Gram loss with its gradient."""
+    lines = [
+        "| Gram loss, forward and backward | ms | of it on the card, ms | roofline, ms | memory, of N x N |",
+        "|---|---|---|---|---|",
+    ]
+    for row in _read("gpu_gram")["rows"]:
+        shape = " x ".join(map(str, row["shape"]))
+        about = f"{row['name']}, {shape}, {row['kind']}{'' if row['normalize'] else ', as given'}"
+        device = f"{row['device_ms']:.3f}" if "device_ms" in row else ""
+        memory = f"{100 * row['memory_share']:.0f} %"
+        lines.append(f"| {about} | {row['ms']:.3f} | {device} | {row['roofline_ms']:.3f} | {memory} |")
+    return "\n".join(lines)
+
+
+def _gpu_aot() -> str:
+    """The bundle's kernels without torch."""
+    lines = ["| without torch | batch | ms | p95, ms |", "|---|---|---|---|"]
+    lines.extend(
+        f"| {row['dtype']}, {row['target']} | {row['batch']} | {row['ms']:.3f} | {row['p95_ms']:.3f} |"
+        for row in _read("gpu_aot")["rows"]
+        if row["name"] == "latency"
+    )
+    return "\n".join(lines)
+
+
+GPU_TABLES = {"correctness": _gpu_correctness, "flow": _gpu_flow, "gram": _gpu_gram, "aot": _gpu_aot}
+
+
+def _got(row: dict[str, Any]) -> str:
+    return "" if row["got"] is None else f"{row['got']:.3g}"
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return {True: "met", False: "not met", None: "not run"}[row["met"]]
+
+
 def with_tables(text: str) -> str:
     """README.md with its tables made anew."""
-    tables = {"demo": demo_table, "compare": compare_table, "tuning": tuning_table, "flow": flow_table}
+    tables = {
+        "demo": demo_table,
+        "compare": compare_table,
+        "tuning": tuning_table,
+        "flow": flow_table,
+        "gpu": gpu_table,
+    }
     for name, table in ((name, make()) for name, make in tables.items()):
         start, end = f"<!-- {name}-table -->", f"<!-- /{name}-table -->"
         head, _, rest = text.partition(start)

@@ -1,0 +1,108 @@
+"""Run a bundle's compiled flow where torch and Triton cannot be imported: `gpu_aot_child.py BUNDLE INPUTS TARGET`.
+
+INPUTS (.npz): embeddings `x`, the float64 features `exact` and `logits`, the error of plain torch. JSON rows come out
+on standard output.
+"""
+
+import importlib.abc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BLOCKED = ("torch", "triton")
+BATCHES = (1, 32, 256)
+SECONDS, LEAST_ROUNDS = 0.5, 20
+MOST_LOGIT_ERROR = 0.5  # of logits up to 100, from 16-bit products
+
+
+class _Block(importlib.abc.MetaPathFinder):
+    """Makes some packages look absent."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> None:
+        if fullname.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{fullname} is blocked here", name=fullname)
+
+
+def main(folder: Path, inputs: Path, target: str) -> list[dict[str, Any]]:
+    """Load, compare, time."""
+    sys.meta_path.insert(0, _Block())
+    import numpy as np
+
+    from fastfsl import bundle
+    from fastfsl.runtime.cuda_driver import Device, load_driver
+    from fastfsl.runtime.cuda_flow import CompiledFlow
+
+    with np.load(inputs, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    x, exact = arrays["x"], arrays["exact"]
+    manifest = bundle.read_manifest(folder)
+    kernels = bundle.read_flow_kernels(folder, manifest)
+    if kernels is None:
+        raise SystemExit(f"{folder}: expected compiled kernels")
+    chosen = kernels.targets[target]
+    images = {kernel.path: bundle.read_kernel(folder, manifest, kernel) for kernel in chosen.kernels}
+
+    started = time.perf_counter()
+    device = Device(load_driver())
+    weights = bundle.read_flow_weights(folder, manifest)
+    flow = CompiledFlow(device, kernels, chosen, images, weights, (manifest.num_steps,))
+    flow.prove(x[:8], exact[:8].astype(np.float32))
+    ready_seconds = time.perf_counter() - started
+
+    error = float(np.linalg.norm(flow.features(x) - exact))
+    logit_error = float(np.abs(flow.logits(x) - arrays["logits"]).max())
+    times_plain = error / float(arrays["plain_error"])
+    repeated = flow.logits(x)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": "the bundle's flow",
+            "rows": len(x),
+            "ready_seconds": ready_seconds,
+            "times_plain": times_plain,
+            "logit_error": logit_error,
+            "ok": times_plain <= float(arrays["most_times_plain"])
+            and logit_error <= MOST_LOGIT_ERROR
+            and all(np.array_equal(flow.logits(x), repeated) for _ in range(20)),
+        }
+    ]
+    rows.extend(_latency(flow, np.resize(x, (batch, x.shape[1]))) for batch in BATCHES)
+    if target != bundle.PTX_TARGET:
+        rows.append(_proof(folder, manifest))
+    if loaded := [name for name in BLOCKED if name in sys.modules]:
+        raise SystemExit(f"expected no {', '.join(BLOCKED)}, found {loaded}")
+    return rows
+
+
+def _latency(flow: Any, x: Any) -> dict[str, Any]:
+    """Embeddings on the host in, logits on the host out, wall clock."""
+    for _ in range(5):
+        flow.logits(x)
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < LEAST_ROUNDS or time.perf_counter() < end:
+        start = time.perf_counter()
+        flow.logits(x)
+        times.append(1e3 * (time.perf_counter() - start))
+    times.sort()
+    p95 = times[int(0.95 * len(times))]
+    return {"name": "latency", "batch": len(x), "ms": statistics.median(times), "p95_ms": p95, "rounds": len(times)}
+
+
+def _proof(folder: Path, manifest: Any) -> dict[str, Any]:
+    """The executor that a classifier takes, which first compares the kernels with ONNX Runtime on the CPU."""
+    from fastfsl import bundle
+    from fastfsl.runtime.flow_executor import FlowExecutor
+    from fastfsl.runtime.session import create_row_session
+
+    graph = bundle.read_file(folder, manifest, bundle.FLOW_GRAPH)
+    session = create_row_session(graph, bundle.FLOW_GRAPH, device="cpu")
+    executor = FlowExecutor.open(folder, manifest, session, device="cuda", flow="compiled")
+    return {"name": "proof against ONNX Runtime", **executor.describe(), "ok": True}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))

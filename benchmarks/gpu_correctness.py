@@ -1,0 +1,245 @@
+"""Every kernel and dtype against float64, beside plain torch in the same dtype: at most twice its error.
+
+A case is a process of its own, several at a time: compiling takes most of the time, and a fault of one kernel does not
+reach the others. Inputs are rounded to the dtype first, so that errors are those of arithmetic; whatever is allocated
+holds NaN until a kernel writes it; each flow runs twice on different rows, the second time from its captured graph.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_bounds import LEAST_SIGN_AGREEMENT, MOST_TIMES_PLAIN_ERROR
+from benchmarks.gpu_inputs import (
+    DTYPES,
+    Precision,
+    distance,
+    flow_options,
+    plain_gram_loss,
+    poisoned,
+    random_features,
+    random_plan,
+    random_tokens,
+    tf32,
+)
+from benchmarks.gpu_record import Options, Record
+
+Kind = Literal["flow", "gram", "signs"]
+Row = dict[str, Any]
+DIMS = (512, 768, 128, 640, 1024, 1152, 1280)
+ROWS = (1, 3, 17, 64, 130, 1000, 9000)
+PERSISTENT_ROWS = (1, 17, 64)
+NUM_BLOCKS, NUM_STEPS = 2, 3
+GRAMS = ((3, 5, 768), (4, 197, 768), (2, 257, 512), (2, 2304, 1024), (5, 1, 512))
+GRAM_KINDS = ("l1", "squared")
+# Where training starts, the signs of S - S' are of this mean magnitude; where it has gone on, of the other.
+START_DRIFT, DRIFT = 4e-5, 1e-2
+SIGNS = (8, 197, 768)
+MOST_WORKERS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process computes.
+
+    Args:
+        kind: which kernels.
+        precision: of the products' operands, or of the features.
+        shapes: (rows, d) of flows, (B, N, d) of Gram matrices.
+        device: where.
+    """
+
+    kind: Kind
+    precision: Precision
+    shapes: tuple[tuple[int, ...], ...]
+    device: str
+
+
+def run(options: Options) -> None:
+    """All cases, in as many processes as there are cores; in this one where the interpreter runs them."""
+    record = Record(
+        "correctness", "errors against float64, as multiples of those of plain torch in the same dtype", options
+    )
+    waiting = list(cases(options))
+    if options.interpret:
+        for case in waiting:
+            here: Future[list[Row]] = Future()
+            try:
+                here.set_result(list(rows(case)))
+            except Exception as error:  # noqa: BLE001 - kept as that of another process is
+                here.set_exception(error)
+            _keep(record, case, here)
+        record.skip("bf16", "Triton's interpreter computes bf16 products wrongly")
+        record.skip("persistent", "programs of the interpreter run one by one and would wait for each other forever")
+        record.finish()
+        return
+    # A process for each case: one whose kernel has faulted can compute nothing more.
+    with ProcessPoolExecutor(
+        min(len(os.sched_getaffinity(0)), MOST_WORKERS), mp_context=get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        futures: dict[Future[list[Row]], Case] = {pool.submit(case_rows, case): case for case in waiting}
+        pending = set(futures)
+        while pending and record.seconds_left > 0:
+            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                _keep(record, futures[future], future)
+        for future in pending:
+            case = futures[future]
+            # One that runs and does not end may wait for a barrier that never opens.
+            if future.running():
+                record.add({**_about(case), "ok": False, "error": "did not end in time"})
+            else:
+                record.skip(f"{case.kind} {case.precision} {case.shapes}", "no time left")
+        if pending:
+            for process in list(pool._processes.values()):  # noqa: SLF001 - nothing else ends a running worker
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+    record.finish()
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """The cases, those first that tell most."""
+    if options.interpret:
+        for precision in ("fp32", "fp16"):
+            yield Case("flow", precision, ((1, 128), (17, 128)), "cpu")
+            yield Case("gram", precision, ((2, 5, 128),), "cpu")
+        yield Case("signs", "fp16", ((1, 17, 128),), "cpu")
+        return
+    precisions = cast("tuple[Precision, ...]", ("bf16", "fp16", "fp32", "tf32"))
+    for precision in precisions[:2]:
+        yield Case("signs", precision, (SIGNS,), "cuda")
+    for precision in precisions:
+        for shape in GRAMS[:3] if options.quick else GRAMS:
+            yield Case("gram", precision, (shape,), "cuda")
+    for dim in DIMS[:1] if options.quick else DIMS:
+        for precision in precisions:
+            yield Case("flow", precision, tuple((rows, dim) for rows in ROWS), "cuda")
+
+
+def case_rows(case: Case) -> list[Row]:
+    """All rows of a case, in a process that has nothing else to do."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # of deterministic algorithms, which `poisoned` needs
+    torch.set_num_threads(1)
+    return list(rows(case))
+
+
+def rows(case: Case) -> Iterator[Row]:
+    """Compute a case."""
+    compute = {"flow": _flow_rows, "gram": _gram_rows, "signs": _sign_rows}[case.kind]
+    with tf32(case.precision):
+        yield from compute(case)
+
+
+def _flow_rows(case: Case) -> Iterator[Row]:
+    from fastfsl.flow import run_plan
+    from fastfsl.kernels.flow_step import euler_flow
+
+    dim = case.shapes[0][1]
+    plan = random_plan(dim, NUM_BLOCKS, NUM_STEPS, seed=dim, precision=case.precision).to(case.device)
+    how = flow_options(case.precision)
+    exact_plan, plain_plan = plan.to(dtype=torch.float64), plan.to(dtype=DTYPES[case.precision])
+    for count, _ in case.shapes:
+        first, x = (random_features(count, dim, seed, case.precision).to(case.device) for seed in (count, count + 1))
+        exact = run_plan(exact_plan, x.double())
+        plain_error = distance(run_plan(plain_plan, x.to(DTYPES[case.precision])), exact, x)
+        with poisoned():
+            euler_flow(plan, first, **how)
+            out = euler_flow(plan, x, **how)
+        yield _judged("flow", case.precision, [count, dim], distance(out, exact, x), plain_error)
+    yield _fewer_steps(case, plan)
+
+
+def _fewer_steps(case: Case, plan: Any) -> Row:
+    from fastfsl.flow import plan_states
+    from fastfsl.kernels.flow_step import euler_flow
+
+    x = random_features(5, plan.dim, 3, case.precision).to(case.device)
+    exact = plan_states(plan.to(dtype=torch.float64), x.double(), (1,))[0]
+    plain = plan_states(plan.to(dtype=DTYPES[case.precision]), x.to(DTYPES[case.precision]), (1,))[0]
+    with poisoned():
+        out = euler_flow(plan, x, 1, **flow_options(case.precision))
+    return _judged("flow, 1 step", case.precision, [5, plan.dim], distance(out, exact, x), distance(plain, exact, x))
+
+
+def _gram_rows(case: Case) -> Iterator[Row]:
+    from benchmarks.gpu_gram import loss_and_gradient
+    from fastfsl import manifold
+    from fastfsl.kernels import gram_loss
+
+    dtype = DTYPES[case.precision]
+    for shape in case.shapes:
+        batch, count, dim = shape
+        for kind in GRAM_KINDS:
+            for normalize in (False, True):
+                features, reference = random_tokens((batch, count, dim), DRIFT, count, dtype, case.device)
+                if not normalize:  # lengths of their own, so that a kernel that normalises all the same is found out
+                    lengths = 0.5 + torch.rand(batch, count, 1, device=case.device)
+                    features, reference = (features * lengths).to(dtype), (reference * lengths.flip(1)).to(dtype)
+
+                def step(loss: Any, given: torch.dtype, **options: Any) -> tuple[Tensor, Tensor]:
+                    pair = features.to(given).requires_grad_(), reference.to(given)  # noqa: B023 - called in this turn
+                    return loss_and_gradient(lambda f, r: loss(f, r, kind, **options))(*pair)  # noqa: B023
+
+                exact = step(manifold.gram_alignment_loss, torch.float64, normalize=normalize)
+                plain = step(plain_gram_loss, dtype, normalize=normalize)
+                with poisoned():
+                    ours = step(gram_loss.gram_alignment_loss, dtype, normalize=normalize)
+                about = [*shape, kind, "normalised" if normalize else "as given"]
+                for part, mine, torchs, true in zip(("loss", "gradient"), ours, plain, exact, strict=True):
+                    # A single normalised row has S = S' = 1: loss and gradient are 0, and must be.
+                    scale = true if float(true.norm()) > 0 else torch.ones_like(true)
+                    errors = [float((out.double() - true).norm() / scale.norm()) for out in (mine, torchs)]
+                    yield _judged(f"gram, {part}", case.precision, about, *errors)
+
+
+def _sign_rows(case: Case) -> Iterator[Row]:
+    from fastfsl.kernels import gram_loss
+
+    for shape in case.shapes:
+        batch, count, dim = shape
+        for normalize in (False, True):
+            features, reference = random_tokens(
+                (batch, count, dim), START_DRIFT, 7, DTYPES[case.precision], case.device
+            )
+            rows, others = features.double(), reference.double()
+            if normalize:
+                rows, others = (torch.nn.functional.normalize(x, dim=-1) for x in (rows, others))
+            exact = rows @ rows.mT - others @ others.mT
+            found = gram_loss.gram_difference(features, reference, normalize=normalize)
+            off = ~torch.eye(count, dtype=torch.bool, device=case.device).expand(batch, -1, -1)
+            agreement = float((found.sign() == exact.sign())[off].float().mean())
+            zero_diagonal = not normalize or bool((found.diagonal(dim1=-2, dim2=-1) == 0).all())
+            yield {
+                "name": "signs, normalised" if normalize else "signs",
+                "precision": case.precision,
+                "case": list(shape),
+                "agreement": agreement,
+                "mean_difference": float(exact[off].abs().mean()),
+                "zero_diagonal": zero_diagonal,
+                # With normalisation inside, what is reached is reported, and no bound set.
+                "ok": zero_diagonal and (normalize or agreement >= LEAST_SIGN_AGREEMENT),
+            }
+
+
+def _judged(name: str, precision: Precision, case: list[Any], error: float, plain_error: float) -> Row:
+    times = 0.0 if error == 0.0 else error / plain_error if plain_error > 0.0 else float("inf")
+    row = {"name": name, "precision": precision, "case": case, "error": error, "plain_error": plain_error}
+    return {**row, "times_plain": times, "ok": times <= MOST_TIMES_PLAIN_ERROR}
+
+
+def _about(case: Case) -> Row:
+    return {"name": case.kind, "precision": case.precision, "case": [list(shape) for shape in case.shapes]}
+
+
+def _keep(record: Record, case: Case, future: "Future[list[Row]]") -> None:
+    try:
+        for row in future.result():
+            record.add(row)
+    except Exception as error:  # noqa: BLE001 - a case that raises is a wrong result, and leaves the others theirs
+        record.add({**_about(case), "ok": False, "error": f"{type(error).__name__}: {error}"[:1000]})
