@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint contracts types wheel wheel-test runtime-test bench clean
+.PHONY: help install demo test lint contracts types kernels wheel wheel-test runtime-test bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ contracts: $(INSTALLED)  ## who may import whom, room by room
 types: $(INSTALLED)  ## mypy --strict over all rooms
 	$(BIN)/python .ci/typetree.py
 	$(BIN)/mypy
+
+kernels: $(INSTALLED)  ## compile every kernel for every architecture, twice, without a card, and hold their budgets
+	$(BIN)/python .ci/kernels_check.py
 
 wheel: $(INSTALLED)  ## build dist/*.tar.gz and, from it, dist/*.whl; look into the wheel
 	rm -rf dist

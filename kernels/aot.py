@@ -144,6 +144,23 @@ def check_dim(dim: int) -> None:
         )
 
 
+def flow_jobs(
+    dim: int, dtype: Literal["fp16", "bf16"], architectures: Sequence[int]
+) -> dict[tuple[int, str, int | None], Job]:
+    """What there is to compile for flows of a width: (architecture, kernel, row class) -> job, some of them equal.
+
+    Raises:
+        ConfigError: there are no kernels for the width.
+    """
+    check_dim(dim)
+    return {
+        (arch, kernel, row_class): Job(kernel, dim, dtype, arch, _tile(kernel, arch, dim, row_class, dtype))
+        for arch in sorted(set(architectures))
+        for row_class in ROW_CLASSES
+        for kernel in (*FLOW_KERNELS, bundle.LOGITS)
+    }
+
+
 def compile_flow(
     dim: int,
     dtype: Literal["fp16", "bf16"],
@@ -162,21 +179,16 @@ def compile_flow(
     Raises:
         ConfigError: there are no kernels for the width, Triton is missing or fails, or a kernel is over budget.
     """
-    check_dim(dim)
-    names = [(kernel, row_class) for row_class in ROW_CLASSES for kernel in (*FLOW_KERNELS, bundle.LOGITS)]
-    jobs = {
-        (arch, kernel, row_class): Job(kernel, dim, dtype, arch, _tile(kernel, arch, dim, row_class, dtype))
-        for arch in {*architectures, PTX_ARCH}
-        for kernel, row_class in names
-    }
+    jobs = flow_jobs(dim, dtype, (*architectures, PTX_ARCH))
     built = compile_jobs(jobs.values(), on_progress=on_progress)
     files: dict[str, bytes] = {}
     targets = {}
     for name, arch in [*((f"sm_{arch}", arch) for arch in sorted(architectures)), (bundle.PTX_TARGET, PTX_ARCH)]:
         kind: Literal["cubin", "ptx"] = "ptx" if name == bundle.PTX_TARGET else "cubin"
         kernels, placed = [], dict[Job, str]()
-        for kernel, row_class in names:
-            job = jobs[arch, kernel, row_class]
+        for (of, kernel, row_class), job in jobs.items():
+            if of != arch:
+                continue
             file = placed.setdefault(job, f"{name}/{kernel}_{_label(row_class)}.{kind}")
             files[file] = built[job].ptx.encode() if kind == "ptx" else built[job].cubin
             kernels.append(_describe(job, built[job], row_class, file, files[file]))
