@@ -203,8 +203,10 @@ class Device:
         with self.active():
             address = int(self._driver.call("cuMemHostAlloc", 4 * count, 0))
             memory = (ctypes.c_float * count).from_address(address)
-            self._free_with(memory, "cuMemFreeHost", address)  # every view of the array holds `memory`
-        return np.frombuffer(memory, np.float32).reshape(shape)
+            self._free_with(memory, "cuMemFreeHost", address)
+        # Every view of the array holds `memory`.
+        array: np.ndarray[Any, np.dtype[np.float32]] = np.ctypeslib.as_array(memory).reshape(shape)
+        return array
 
     def copy_in(self, pointer: int, array: np.ndarray[Any, Any]) -> None:
         """Copy a contiguous host array to the card, on the stream; it must stay as it is until `synchronize`."""

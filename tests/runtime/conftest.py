@@ -130,11 +130,19 @@ def reference() -> Reference:
 def write(reference) -> Callable[..., Path]:
     """Writes a bundle; ``visual`` and ``flow`` replace the graphs' bytes, other options the manifest's fields.
 
-    There is no read-out unless one is given.
+    There is no read-out unless one is given; ``add`` may write more files into the folder.
     """
 
     def write_bundle(
-        target: Path, *, visual=None, flow=None, readout=None, with_encoder=True, with_flow=True, **fields
+        target: Path,
+        *,
+        visual=None,
+        flow=None,
+        readout=None,
+        with_encoder=True,
+        with_flow=True,
+        add: Callable[[Path], None] | None = None,
+        **fields,
     ) -> Path:
         if with_encoder and visual is None:
             visual = visual_model(reference.projection).SerializeToString()
@@ -162,6 +170,8 @@ def write(reference) -> Callable[..., Path]:
                     (staging / name).write_bytes(data)
             if readout is not None:
                 bundle.write_readout(staging / bundle.READOUT, readout)
+            if add is not None:
+                add(staging)
             bundle.seal_bundle(staging, {**manifest, **fields})
         return target
 

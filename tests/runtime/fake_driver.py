@@ -1,4 +1,4 @@
-"""A stand-in for `cuda.bindings.driver`: host memory for the card's, Triton's interpreter for the card's processors.
+"""A stand-in for `cuda.bindings.driver`: host memory for the card's, and for its processors what a test gives it.
 
 It is stricter than a driver: work on a stream waits until the stream is waited for, memory starts as NaN between
 guards, every handle, size, alignment and context is checked, and any call can be made to fail. A binary is a JSON
@@ -80,7 +80,7 @@ class FakeDriver:
     def __init__(self, architecture: int = 90, shared_memory: int = 227 << 10, cards: int = 1) -> None:
         self.architecture, self.shared_memory, self.cards = architecture, shared_memory, cards
         self.fail: Callable[[str], Result | None] = lambda _: None
-        self.execute: Callable[[dict, tuple[int, int], dict], None] | None = None
+        self.execute: Callable[[dict[str, Any], tuple[int, int], dict[str, Any]], None] | None = None
         self.calls: Counter[str] = Counter()
         self.launched: list[tuple[str, tuple[int, int]]] = []
         self.violations: list[str] = []
@@ -96,7 +96,7 @@ class FakeDriver:
         if not name.startswith("cu"):
             return found
 
-        def call(*arguments: Any) -> tuple:
+        def call(*arguments: Any) -> tuple[Any, ...]:
             with self._lock:
                 self.calls[name] += 1
                 status = None if name in _NEVER_FAIL else self.fail(name)
@@ -113,7 +113,7 @@ class FakeDriver:
             memory=len(self._memory), context=self._context.retained
         )
 
-    def stack(self) -> list:
+    def stack(self) -> list[Any]:
         """The contexts that are current in this thread."""
         return self._threads.__dict__.setdefault("stack", [])
 
@@ -250,6 +250,10 @@ class FakeDriver:
         self.flush()
         return (OK,)
 
+    def is_stream(self, handle: int) -> bool:
+        """There is a stream of that handle."""
+        return self._get(handle, "stream") is not None
+
     def flush(self) -> None:
         """Do what waits on the streams."""
         for kind, found in list(self._live.values()):
@@ -354,7 +358,7 @@ class FakeDriver:
         values = {}
         for name, address in zip(names, addresses, strict=True):
             kind = image["parameters"].get(name, "pointer")
-            cell = _CELLS.get(kind, ctypes.c_uint64).from_address(address)
+            cell: Any = _CELLS.get(kind, ctypes.c_uint64).from_address(address)
             values[name] = cell.value
             if kind not in ("int32", "scalar", "pointer") and (cell.value % 16 or not self._inside(cell.value, 1)):
                 self.violations.append(f"{image['kernel']}: {name} is {cell.value:#x}")
@@ -394,28 +398,3 @@ class FakeDriver:
             return (HANDLE,)
         del self._live[handle]
         return (OK,)
-
-
-def interpreted(driver: FakeDriver) -> Callable[[dict, tuple[int, int], dict], None]:
-    """Runs the Triton kernel that an image names, in Triton's interpreter, on the memory of the driver."""
-    import torch
-
-    from fastfsl.kernels import flow_kernels
-    from fastfsl.kernels.tiles import Tile
-
-    dtypes = {"float32": torch.float32, "weight": torch.float16, "state": torch.float16}
-
-    def execute(image, grid, values):
-        def argument(name, value):
-            dtype = dtypes.get(image["parameters"][name])
-            if dtype is None:
-                return value
-            rest = driver.bytes_at(value)
-            return torch.from_numpy(rest[: len(rest) // 4 * 4]).view(dtype)
-
-        kernel = flow_kernels.FLOW[image["kernel"]]
-        constants = flow_kernels.constants(image["kernel"], image["dim"], Tile(**image["tile"]))
-        with np.errstate(all="ignore"):
-            kernel[grid](**{name: argument(name, value) for name, value in values.items()}, **constants)
-
-    return execute

@@ -95,7 +95,7 @@ def _failure(driver) -> str:
 
 def test_every_call_may_fail(driver):
     """Whichever call fails: an error that names it and a remedy, nothing kept, no context left current."""
-    calls = []
+    calls: list[str] = []
     driver.fail = calls.append  # returns None: nothing fails
     _scaled(driver)
     assert {"cuMemAlloc", "cuLibraryLoadData", "cuGraphInstantiate", "cuMemHostAlloc", "cuInit"} <= set(calls)
