@@ -11,6 +11,7 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.runtime.feature_rows import feature_rows
+from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
 from fastfsl.runtime.image_reader import chunks, image_items
@@ -19,6 +20,7 @@ from fastfsl.runtime.session import Session, check_count, create_row_session, in
 
 if TYPE_CHECKING:
     from fastfsl.images import ImageSource
+    from fastfsl.runtime.cuda_driver import Device
 
     Images = ImageSource | Iterable[ImageSource]
 
@@ -57,6 +59,7 @@ class Classifier:
         num_threads: int | None = None,
         max_batch: int = 32,
         alpha: float | None = None,
+        flow: str = "auto",
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -70,24 +73,32 @@ class Classifier:
                 are computed 256 at once, or `max_batch` if that is more.
             alpha: weight, from 0 to 1, of the tuned image tower in its blend with the frozen one, where the bundle's
                 encoder is such a blend; None: the bundle's own.
+            flow: what computes the flow. "auto": the bundle's compiled kernels where a card runs them and they give
+                what the ONNX graph gives, else that graph, and `describe()["flow"]` and the log say why; "compiled":
+                the kernels, or an error; "onnx": the graph.
 
         Raises:
             BundleError: the bundle is incomplete, altered, or of an unknown version.
-            DeviceError: CUDA was asked for and did not come up, or both onnxruntime packages are installed.
+            DeviceError: CUDA or compiled kernels were asked for and did not come up, or both onnxruntime packages are
+                installed.
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         check_count("max_batch", max_batch)
+        if flow not in FLOWS:
+            raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
         manifest = bundle.read_manifest(path)
         weight = blend_weight(manifest, alpha)
         for name in manifest.files:
             if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
                 bundle.check_file(path, manifest, name)
 
-        def create(model: bytes, name: str) -> Session:
-            return create_row_session(model, name, device=device, num_threads=num_threads)
+        def create(model: bytes, name: str, card: Device | None = None) -> Session:
+            return create_row_session(model, name, device=device, num_threads=num_threads, card=card)
 
-        head = Head.load(path, manifest, create)
-        encoder = ImageEncoder.load(path, manifest, create, weight)
+        head = Head.load(path, manifest, create, device=device, flow=flow)
+        # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
+        card = None if head.flow is None else head.flow.card
+        encoder = ImageEncoder.load(path, manifest, lambda model, name: create(model, name, card), weight)
         origin = {
             "bundle": os.fspath(path),
             "digest": bundle.bundle_digest(path),
@@ -129,7 +140,7 @@ class Classifier:
             pixels, errors = encoder.reader.read(chunk)
             if on_error == "raise":
                 _raise_first(errors)
-            ranked = iter(self._rank(self._logits(encoder.embed(pixels)), top_k))
+            ranked = iter(self._rank(self._image_logits(encoder, pixels), top_k))
             predictions.extend(
                 next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
             )
@@ -137,7 +148,8 @@ class Classifier:
 
     def probabilities(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
-        parts = [softmax(self._logits(part)) for part in self._embedded(images)]
+        encoder = self._encoder()
+        parts = [softmax(self._image_logits(encoder, pixels)) for pixels in self._pixels(encoder, images)]
         return _stack(parts, len(self.class_names))
 
     def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -146,7 +158,9 @@ class Classifier:
         They are L2-normalised, but for those of a bundle whose blend is not (``describe()["blend"]["normalized"]``):
         alpha * tuned + (1 - alpha) * frozen as it is, at most 1 long.
         """
-        return _stack(list(self._embedded(images)), self._manifest.embed_dim)
+        encoder = self._encoder()
+        parts = [encoder.embed(pixels) for pixels in self._pixels(encoder, images)]
+        return _stack(parts, self._manifest.embed_dim)
 
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
@@ -175,14 +189,18 @@ class Classifier:
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
 
-        ``providers`` holds, for each graph, the execution providers its session really has, best first; ``readout``
+        ``providers`` holds, for each graph, the execution providers its session really has, best first; ``flow`` what
+        computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
         is normalised, or None if the encoder is no blend.
         """
         manifest, readout = self._manifest, self._head.readout
-        encoder = self._image_encoder
-        sessions = {"visual": None if encoder is None else encoder.session, "flow": self._head.flow}
+        encoder, flow = self._image_encoder, self._head.flow
+        sessions = {
+            "visual": None if encoder is None else encoder.session,
+            "flow": None if flow is None else flow.session,
+        }
         return {
             **self._origin,
             "max_batch": self._max_batch,
@@ -192,6 +210,7 @@ class Classifier:
             "num_steps": manifest.num_steps,
             "step_size": manifest.step_size,
             "read_steps": list(manifest.read_steps),
+            "flow": None if flow is None else flow.describe(),
             "readout": None if readout is None else readout.describe(),
             "precision": manifest.precision,
             "encoder": manifest.encoder,
@@ -209,24 +228,23 @@ class Classifier:
             )
         return self._image_encoder
 
-    def _embedded(self, images: Images) -> Iterable[np.ndarray[Any, Any]]:
-        encoder = self._encoder()
+    def _pixels(self, encoder: ImageEncoder, images: Images) -> Iterable[np.ndarray[Any, Any]]:
         for chunk in chunks(image_items(images), self._max_batch):
             pixels, errors = encoder.reader.read(chunk)
             _raise_first(errors)
-            yield encoder.embed(pixels)
+            yield pixels
 
-    def _logits(self, embeds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if len(embeds) == 0:
+    def _image_logits(self, encoder: ImageEncoder, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if len(pixels) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
-        return self._head.logits(embeds)
+        return self._head.image_logits(encoder, pixels)
 
     def _rank(self, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
         return rank(logits, self.class_names, top_k, threshold=self._head.threshold)
 
     def _feature_logits(self, features: object) -> Iterable[np.ndarray[Any, Any]]:
         rows = self._rows(features)
-        return [self._logits(rows[part]) for part in self._slices(len(rows))]
+        return [self._head.logits(rows[part]) for part in self._slices(len(rows))]
 
     def _slices(self, count: int) -> list[slice]:
         step = max(self._max_batch, _ROWS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""From embeddings to logits: the flow's graph, the read-out, or the one and then the other."""
+"""From embeddings to logits: the flow, the read-out, or the one and then the other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastfsl import bundle
-from fastfsl.errors import BundleError
-from fastfsl.runtime.session import check_graph, run_finite
+from fastfsl.errors import BundleError, DeviceError
+from fastfsl.runtime.flow_executor import FlowExecutor
+from fastfsl.runtime.session import check_graph
 
 if TYPE_CHECKING:
+    from fastfsl.runtime.image_encoder import ImageEncoder
     from fastfsl.runtime.session import Session
 
     Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -23,19 +25,25 @@ class Head:
     """What a bundle does with an embedding. Several threads may call it.
 
     Args:
-        flow: session of the flow's graph.
+        flow: what computes the flow.
         readout: the read-out; None: the logits are the flow's.
 
     One of the two may be None.
     """
 
-    def __init__(self, flow: Session | None, readout: bundle.Readout | None) -> None:
+    def __init__(self, flow: FlowExecutor | None, readout: bundle.Readout | None) -> None:
         self.flow = flow
         self.readout = readout
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], manifest: bundle.Manifest, create: Callable[[bytes, str], Session]
+        cls,
+        path: str | os.PathLike[str],
+        manifest: bundle.Manifest,
+        create: Callable[[bytes, str], Session],
+        *,
+        device: str = "auto",
+        flow: str = "auto",
     ) -> Head:
         """Read a bundle's flow and read-out, checked against its manifest.
 
@@ -43,23 +51,29 @@ class Head:
             path: the bundle's folder.
             manifest: its manifest.
             create: makes a session of a graph's bytes and the name that messages call it.
+            device: "auto", "cpu" or "cuda".
+            flow: what is to compute the flow; see `FlowExecutor.open`.
 
         Raises:
             BundleError: a file is altered, or is not what the manifest or the other one promises.
+            DeviceError: compiled kernels were asked for and cannot be used.
         """
         width, classes = manifest.embed_dim, len(manifest.class_names)
-        flow = None
+        executor = None
         if bundle.FLOW_GRAPH in manifest.files:
             file = Path(path) / bundle.FLOW_GRAPH
-            flow = create(bundle.read_file(path, manifest, bundle.FLOW_GRAPH), str(file))
-            check_graph(file, flow, {"image_embeds": [width]}, {"features": [width], "logits": [classes]})
+            session = create(bundle.read_file(path, manifest, bundle.FLOW_GRAPH), str(file))
+            check_graph(file, session, {"image_embeds": [width]}, {"features": [width], "logits": [classes]})
             # The graph leaves the number of classes open, so one row has to be computed to see it.
-            (logits,) = flow.run(["logits"], {"image_embeds": np.eye(1, width, dtype=np.float32)})
+            (logits,) = session.run(["logits"], {"image_embeds": np.eye(1, width, dtype=np.float32)})
             if logits.shape != (1, classes):
                 raise BundleError(
                     f"{file}: gives {logits.shape[-1]} logits for {classes} class names; export the bundle again"
                 )
-        return cls(flow, bundle.load_readout(path, manifest))
+            executor = FlowExecutor.open(path, manifest, session, device=device, flow=flow)
+        elif flow == "compiled":
+            raise DeviceError("flow='compiled': the bundle has no flow; choose 'auto'")
+        return cls(executor, bundle.load_readout(path, manifest))
 
     @property
     def threshold(self) -> float | None:
@@ -68,7 +82,19 @@ class Head:
 
     def logits(self, embeds: Rows) -> Rows:
         """Logits (n, C) of unit embeddings (n, d), n above 0."""
-        flow_logits = None if self.flow is None else run_finite(self.flow, "logits", {"image_embeds": embeds})
+        return self._read_out(embeds, None if self.flow is None else self.flow.logits(embeds))
+
+    def image_logits(self, encoder: ImageEncoder, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Rows:
+        """Logits (n, C) of prepared pixels (n, height, width, 3), n above 0."""
+        if self.flow is None:
+            return self.logits(encoder.embed(pixels))
+        return self._read_out(*self.flow.image_logits(encoder, pixels))
+
+    def transport(self, embeds: Rows) -> Rows:
+        """Where the flow carries unit embeddings (n, d), n above 0; without a flow they stay where they are."""
+        return embeds if self.flow is None else self.flow.features(embeds)
+
+    def _read_out(self, embeds: Rows, flow_logits: Rows | None) -> Rows:
         if self.readout is None:
             if flow_logits is None:
                 raise BundleError("a head needs a flow, a read-out or both; export the bundle again")
@@ -77,7 +103,3 @@ class Head:
         if not np.isfinite(logits).all():
             raise BundleError("the bundle's read-out gave NaN or infinite logits; export it again")
         return logits
-
-    def transport(self, embeds: Rows) -> Rows:
-        """Where the flow carries unit embeddings (n, d), n above 0; without a flow they stay where they are."""
-        return embeds if self.flow is None else run_finite(self.flow, "features", {"image_embeds": embeds})

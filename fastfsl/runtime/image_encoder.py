@@ -11,8 +11,9 @@ import numpy as np
 
 from fastfsl import bundle
 from fastfsl.bundle.untrusted import is_fraction
-from fastfsl.errors import BundleError, ConfigError, DataError
+from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError
 from fastfsl.images import Preprocessing
+from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.image_reader import ImageReader
 from fastfsl.runtime.session import check_graph, run_finite
 
@@ -28,11 +29,15 @@ class ImageEncoder:
         reader: prepares what the tower gets.
         width: d, of the embeddings.
         alpha: weight of the tuned tower in a blend; None: the encoder is no blend.
+        normalized: its embeddings are L2-normalised, which those of a blend need not be.
     """
 
-    def __init__(self, session: Session, reader: ImageReader, width: int, alpha: float | None) -> None:
+    def __init__(
+        self, session: Session, reader: ImageReader, width: int, alpha: float | None, *, normalized: bool = True
+    ) -> None:
         self.session = session
         self.reader = reader
+        self.normalized = normalized
         self._width = width
         self._scalars = {} if alpha is None else {"alpha": np.array(alpha, np.float32)}
 
@@ -72,13 +77,21 @@ class ImageEncoder:
                 f"{file}: expected, of an encoder whose blend is {manifest.blend}, the inputs {expected} besides "
                 f"images, got {found}; export the bundle again"
             )
-        return cls(session, ImageReader(preprocessing), manifest.embed_dim, alpha)
+        normalized = manifest.blend is None or manifest.blend["normalized"]
+        return cls(session, ImageReader(preprocessing), manifest.embed_dim, alpha, normalized=normalized)
 
     def embed(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Embeddings (n, d) of prepared pixels (n, height, width, 3), n from 0."""
         if len(pixels) == 0:
             return np.empty((0, self._width), np.float32)
         return run_finite(self.session, "image_embeds", {"images": pixels, **self._scalars})
+
+    def embed_into(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], pointer: int) -> None:
+        """Embeddings (n, d), n above 0, left at an address on the card that the session computes on."""
+        if not isinstance(self.session, CudaSession):
+            raise DeviceError("the image encoder does not compute on the card; choose device='cuda'")
+        feed = {"images": pixels, **self._scalars}
+        self.session.run_into("image_embeds", (len(pixels), self._width), pointer, feed)
 
 
 def blend_weight(manifest: bundle.Manifest, alpha: object) -> float | None:

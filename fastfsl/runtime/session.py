@@ -11,13 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastfsl.errors import BundleError, ConfigError, DeviceError
+from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.row_parallel import RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
+
+if TYPE_CHECKING:
+    from fastfsl.runtime.cuda_driver import Device
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -66,7 +70,9 @@ class Session(Protocol):
         ...
 
 
-def create_session(model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None) -> Session:
+def create_session(
+    model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None, card: Device | None = None
+) -> Session:
     """A session on the device asked for.
 
     It is made from bytes, so what runs is what was hashed, and weights outside the model cannot be pulled in.
@@ -76,6 +82,7 @@ def create_session(model: bytes, name: str, *, device: str = "auto", num_threads
         name: what messages call it.
         device: "cpu"; "cuda", which fails if the session is not on it; "auto", CUDA where it really comes up.
         num_threads: threads of one operator on the CPU; None uses all this process may use.
+        card: if the session comes up on CUDA, it works on this card's stream and is a `CudaSession`.
 
     Raises:
         ConfigError: an option is out of range, or onnxruntime is not installed.
@@ -99,8 +106,9 @@ def create_session(model: bytes, name: str, *, device: str = "auto", num_threads
         )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed beside onnxruntime-gpu
+    cuda = _CUDA if card is None else (_CUDA, {"device_id": "0", "user_compute_stream": str(card.stream)})
     try:
-        session = _create(onnxruntime, model, name, [_CUDA, _CPU], threads)
+        session = _create(onnxruntime, model, name, [cuda, _CPU], threads)
     except BundleError as error:
         # Without a usable GPU the provider may also refuse to start; on the CPU the same model tells which it was.
         if device == "cuda":
@@ -108,15 +116,17 @@ def create_session(model: bytes, name: str, *, device: str = "auto", num_threads
         return _create(onnxruntime, model, name, [_CPU], threads)
     if device == "cuda" and _CUDA not in session.get_providers():
         raise DeviceError(f"device='cuda': {name} came up on {session.get_providers()} only; {_ADVICE}")
-    return session
+    return session if card is None or _CUDA not in session.get_providers() else CudaSession(session, card)
 
 
-def create_row_session(model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None) -> Session:
+def create_row_session(
+    model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None, card: Device | None = None
+) -> Session:
     """As `create_session`, for a graph that may get many rows: on the CPU each thread then takes its own rows.
 
     That holds the graph's weights twice, so it is done for graphs up to `MAX_TWICE_BYTES`.
     """
-    shared = create_session(model, name, device=device, num_threads=num_threads)
+    shared = create_session(model, name, device=device, num_threads=num_threads, card=card)
     threads = available_cpus() if num_threads is None else num_threads
     if threads == 1 or len(model) > MAX_TWICE_BYTES or shared.get_providers() != [_CPU]:
         return shared
@@ -202,7 +212,7 @@ def installed_onnxruntimes() -> dict[str, str]:
     return found
 
 
-def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[str], threads: int) -> Session:
+def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[Any], threads: int) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

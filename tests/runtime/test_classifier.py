@@ -70,7 +70,7 @@ def test_batches_never_exceed_max_batch(bundle_dir, photos, monkeypatch):
         sizes.append(len(next(iter(feed.values()))))
         return run_finite(session, output, feed)
 
-    for module in ("image_encoder", "head"):
+    for module in ("image_encoder", "flow_executor"):
         monkeypatch.setattr(f"fastfsl.runtime.{module}.run_finite", counting)
     classifier.predict(photos)
     assert sizes == [4, 4, 4, 4, 1, 1]
