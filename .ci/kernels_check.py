@@ -31,7 +31,12 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="do not build a second time")
     options = parser.parse_args()
 
-    jobs = [job for dim in options.dims for job in flow_jobs(dim, options.dtype, ARCHITECTURES).values()]
+    jobs = [
+        job
+        for dim in options.dims
+        for target in flow_jobs(dim, options.dtype, ARCHITECTURES).values()
+        for job in target.values()
+    ]
     try:
         started = time.monotonic()
         built = compile_jobs(jobs)

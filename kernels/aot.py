@@ -1,7 +1,7 @@
 """Compiling the flow's kernels ahead of time, for cards that need not be here.
 
-Every kernel is compiled once for each tile that some class of row counts uses, for every architecture asked for; sm_80
-also gives the PTX that drivers compile for cards without machine code. What is compiled follows from the width, the
+Every kernel is compiled once for each tile that some class of row counts uses, for every architecture asked for, and as
+sm_80 PTX that drivers compile for other cards. What is compiled follows from the width, the
 dtype, the tables in `fastfsl.kernels.tiles` and the compilers' versions alone: two builds are equal byte by byte.
 """
 
@@ -28,7 +28,9 @@ from fastfsl.errors import ConfigError
 from fastfsl.kernels.tiles import ARCHITECTURES, ROW_CLASSES, SHARED_MEMORY, Tile, flow_tile, logits_tile
 
 FLOW_FAMILY: Final = "fastfsl.kernels.flow_kernels"
+# PTX has to fit every card that might compile it: it is of the oldest architecture, in tiles of the smallest memory.
 PTX_ARCH: Final = 80
+PTX_TILE_ARCH: Final = 86
 # Each worker holds some hundred MB.
 _MOST_WORKERS: Final = 16
 # All that a worker's environment takes over: any other variable might change what is compiled.
@@ -146,18 +148,22 @@ def check_dim(dim: int) -> None:
 
 def flow_jobs(
     dim: int, dtype: Literal["fp16", "bf16"], architectures: Sequence[int]
-) -> dict[tuple[int, str, int | None], Job]:
-    """What there is to compile for flows of a width: (architecture, kernel, row class) -> job, some of them equal.
+) -> dict[str, dict[tuple[str, int | None], Job]]:
+    """What there is to compile for flows of a width: target -> (kernel, row class) -> job, some of them equal.
 
     Raises:
         ConfigError: there are no kernels for the width.
     """
     check_dim(dim)
+    targets = {f"sm_{arch}": (arch, arch) for arch in sorted(set(architectures))}
+    targets[bundle.PTX_TARGET] = (PTX_ARCH, PTX_TILE_ARCH)
     return {
-        (arch, kernel, row_class): Job(kernel, dim, dtype, arch, _tile(kernel, arch, dim, row_class, dtype))
-        for arch in sorted(set(architectures))
-        for row_class in ROW_CLASSES
-        for kernel in (*FLOW_KERNELS, bundle.LOGITS)
+        name: {
+            (kernel, row_class): Job(kernel, dim, dtype, arch, _tile(kernel, tile_arch, dim, row_class, dtype))
+            for row_class in ROW_CLASSES
+            for kernel in (*FLOW_KERNELS, bundle.LOGITS)
+        }
+        for name, (arch, tile_arch) in targets.items()
     }
 
 
@@ -179,16 +185,16 @@ def compile_flow(
     Raises:
         ConfigError: there are no kernels for the width, Triton is missing or fails, or a kernel is over budget.
     """
-    jobs = flow_jobs(dim, dtype, (*architectures, PTX_ARCH))
-    built = compile_jobs(jobs.values(), on_progress=on_progress)
+    jobs = flow_jobs(dim, dtype, architectures)
+    built = compile_jobs((job for of in jobs.values() for job in of.values()), on_progress=on_progress)
+    check_budgets({job: built[job] for job in jobs[bundle.PTX_TARGET].values()}, PTX_TILE_ARCH)
     files: dict[str, bytes] = {}
     targets = {}
-    for name, arch in [*((f"sm_{arch}", arch) for arch in sorted(architectures)), (bundle.PTX_TARGET, PTX_ARCH)]:
+    for name, of in jobs.items():
         kind: Literal["cubin", "ptx"] = "ptx" if name == bundle.PTX_TARGET else "cubin"
         kernels, placed = [], dict[Job, str]()
-        for (of, kernel, row_class), job in jobs.items():
-            if of != arch:
-                continue
+        arch = next(iter(of.values())).arch
+        for (kernel, row_class), job in of.items():
             file = placed.setdefault(job, f"{name}/{kernel}_{_label(row_class)}.{kind}")
             files[file] = built[job].ptx.encode() if kind == "ptx" else built[job].cubin
             kernels.append(_describe(job, built[job], row_class, file, files[file]))
@@ -237,8 +243,12 @@ def compile_jobs(jobs: Iterable[Job], *, on_progress: Callable[[int, int], None]
     return done
 
 
-def check_budgets(built: Mapping[Job, Built]) -> None:
-    """Refuse kernels that spill registers, or that a card of their architecture could not launch.
+def check_budgets(built: Mapping[Job, Built], card: int | None = None) -> None:
+    """Refuse kernels that spill registers, or that a card could not launch.
+
+    Args:
+        built: job -> what it gave.
+        card: architecture of the card; None: the one that each was compiled for.
 
     Raises:
         ConfigError: some use local memory, scratch memory, or more shared memory than there is.
@@ -250,7 +260,7 @@ def check_budgets(built: Mapping[Job, Built]) -> None:
         for what, used, most in (
             ("local memory", one.stack, 0),
             ("scratch memory", one.scratch, 0),
-            ("shared memory", one.shared_memory, SHARED_MEMORY[job.arch]),
+            ("shared memory", one.shared_memory, SHARED_MEMORY[card or job.arch]),
         )
         if used > most
     ]
