@@ -39,7 +39,8 @@ def doctor(
     gpus, gpu_source = find_gpus()
     with stdout_kept_clean():
         usable, failures = _probe(packages)
-    problems = find_problems(packages, gpus, usable, failures)
+    kernels = compiled_kernels()
+    problems = find_problems(packages, gpus, usable, failures, kernels["reason"])
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -47,6 +48,7 @@ def doctor(
         "gpus": gpus,
         "gpu_source": gpu_source,
         "providers": usable,
+        "compiled_kernels": kernels,
         "threads": _threads(),
     }
     if as_json:
@@ -72,7 +74,11 @@ def installed(names: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def find_problems(
-    packages: dict[str, str | None], gpus: list[dict[str, Any]], usable: list[str], failures: dict[str, str]
+    packages: dict[str, str | None],
+    gpus: list[dict[str, Any]],
+    usable: list[str],
+    failures: dict[str, str],
+    no_kernels: str | None = None,
 ) -> list[dict[str, str]]:
     """What stands in the way, each with its remedy.
 
@@ -81,6 +87,7 @@ def find_problems(
         gpus: the GPUs found.
         usable: providers that computed.
         failures: provider -> why it did not compute.
+        no_kernels: why a bundle's compiled kernels cannot be launched here; None: they can.
     """
     problems = []
 
@@ -112,6 +119,12 @@ def find_problems(
                 f"a GPU is present ({gpus[0]['name']}) but the installed onnxruntime is for the CPU only",
                 "to use it: pip uninstall -y onnxruntime, then pip install 'fastfsl[gpu]'",
             )
+        if gpus and no_kernels:
+            add(
+                f"a GPU is present ({gpus[0]['name']}) but the kernels compiled into bundles cannot be launched: "
+                f"{no_kernels}",
+                "bundles work by ONNX Runtime alone; for the kernels: pip install 'fastfsl[gpu]', or update the driver",
+            )
     if not packages.get("pillow"):
         add("Pillow is not installed: images cannot be read", "pip install 'fastfsl[cpu]' (or 'fastfsl[gpu]')")
     return problems
@@ -134,6 +147,22 @@ def find_gpus() -> tuple[list[dict[str, Any]], str | None]:
     except (OSError, subprocess.SubprocessError):
         return [], None
     return parse_nvidia_smi(done.stdout), "nvidia-smi"
+
+
+def compiled_kernels() -> dict[str, Any]:
+    """Whether the kernels that a bundle may have compiled into it can be launched here, on what, and why not."""
+    from fastfsl.errors import DeviceError
+    from fastfsl.runtime.cuda_driver import Device, load_driver
+    from fastfsl.runtime.cuda_kernels import check_architecture
+
+    architecture = None
+    try:
+        card = Device(load_driver())
+        architecture = f"sm_{card.architecture}"
+        check_architecture(card)
+    except DeviceError as error:
+        return {"usable": False, "architecture": architecture, "reason": str(error)}
+    return {"usable": True, "architecture": architecture, "reason": None}
 
 
 def parse_nvidia_smi(text: str) -> list[dict[str, Any]]:

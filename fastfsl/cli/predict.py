@@ -34,6 +34,10 @@ def predict(
         int | None, typer.Option(help="CPU threads of one operator.  [default: what this process may use]")
     ] = None,
     alpha: Alpha = None,
+    flow: Annotated[
+        str,
+        typer.Option(help="auto, compiled or onnx. auto takes the bundle's kernels where a GPU runs them."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
@@ -46,7 +50,7 @@ def predict(
         raise ConfigError(f"--on-error must be raise or mark, got {on_error!r}")
     mode: Literal["raise", "mark"] = "mark" if on_error == "mark" else "raise"
     with stdout_kept_clean():
-        classifier = Classifier.load(bundle, device=device, num_threads=num_threads, alpha=alpha)
+        classifier = Classifier.load(bundle, device=device, num_threads=num_threads, alpha=alpha, flow=flow)
     files = find_images(images)
     predictions: list[Prediction] = []
     with reporting() as reporter:
@@ -60,7 +64,9 @@ def predict(
         warn(f"{failed} of {len(files)} images could not be read")
     if as_json:
         rows = [_row(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
-        print_json({"bundle": str(bundle), "providers": classifier.describe()["providers"], "predictions": rows})
+        described = classifier.describe()
+        about = {"bundle": str(bundle), "providers": described["providers"], "flow": described["flow"]}
+        print_json({**about, "predictions": rows})
     else:
         width = min(max((len(str(file)) for file in files), default=0), _MAX_PATH_COLUMN)
         for file, prediction in zip(files, predictions, strict=True):

@@ -67,8 +67,10 @@ class Driver:
         try:
             status, *results = getattr(self.module, name)(*arguments)
         except (RuntimeError, AttributeError) as error:  # no libcuda, or one that is older than the function
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DeviceError(f"{name}: the CUDA driver is missing or too old ({reason}); {_DOCTOR}") from error
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise DeviceError(
+                f"{name}: the CUDA driver is missing or too old ({reason}); install or update NVIDIA's driver"
+            ) from error
         if int(status) != 0:
             error_name = self._error_name(status)
             raise DeviceError(f"{name}: {error_name}; {_REMEDIES.get(error_name, _DOCTOR)}")

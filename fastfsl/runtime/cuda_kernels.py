@@ -110,12 +110,24 @@ def load_kernels(path: str | os.PathLike[str], manifest: Manifest, device: Devic
     card = f"sm_{device.architecture}"
     if refusals:
         raise DeviceError(f"{device.name} ({card}) refuses the bundle's kernels ({'; '.join(refusals)})")
-    if device.architecture < _FIRST_ARCHITECTURE:
-        raise DeviceError(f"kernels are compiled for cards from sm_{_FIRST_ARCHITECTURE} on, {device.name} is {card}")
+    check_architecture(device)
     raise DeviceError(
         f"the bundle's kernels are for {', '.join(kernels.targets)}; {device.name} is {card}, with "
         f"{device.shared_memory >> 10} KiB of shared memory a block; export the bundle with --arch {card}"
     )
+
+
+def check_architecture(device: Device) -> None:
+    """Refuse a card that nothing is compiled for.
+
+    Raises:
+        DeviceError: it is too old.
+    """
+    if device.architecture < _FIRST_ARCHITECTURE:
+        raise DeviceError(
+            f"kernels are compiled for cards from sm_{_FIRST_ARCHITECTURE} on, {device.name} is "
+            f"sm_{device.architecture}; choose flow='onnx'"
+        )
 
 
 def targets_for(kernels: KernelSet, architecture: int, shared_memory: int) -> list[KernelTarget]:

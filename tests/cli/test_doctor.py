@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from fastfsl.cli.doctor import find_gpus, find_problems, parse_nvidia_smi
+from fastfsl.cli.doctor import compiled_kernels, find_gpus, find_problems, parse_nvidia_smi
+from tests.runtime.fake_driver import FakeDriver
 
 # The package's attribute of that name is the command, not the module.
 DOCTOR = sys.modules[find_gpus.__module__]
@@ -23,6 +24,9 @@ def test_json_names_providers_and_problems(fastfsl):
     assert isinstance(document["problems"], list)
     assert document["packages"]["numpy"]
     assert document["threads"]["usable"] >= 1
+    kernels = document["compiled_kernels"]
+    assert set(kernels) == {"usable", "architecture", "reason"}
+    assert kernels["usable"] is (kernels["reason"] is None)
 
 
 def test_the_table(fastfsl):
@@ -31,14 +35,15 @@ def test_the_table(fastfsl):
     assert "CPUExecutionProvider" in result.stdout
 
 
-def _problems(*, cpu="1.30", gpu=None, pillow="12", gpus=(), usable=(CPU,), failures=None):
+def _problems(*, cpu="1.30", gpu=None, pillow="12", gpus=(), usable=(CPU,), failures=None, no_kernels=None):
     packages = {"onnxruntime": cpu, "onnxruntime-gpu": gpu, "pillow": pillow}
-    return find_problems(packages, list(gpus), list(usable), failures or {})
+    return find_problems(packages, list(gpus), list(usable), failures or {}, no_kernels)
 
 
 def test_nothing_is_wrong_where_everything_works():
     assert _problems() == []
     assert _problems(cpu=None, gpu="1.30", gpus=[GPU], usable=[CPU, CUDA]) == []
+    assert _problems(no_kernels="no driver") == []  # nobody misses them without a GPU
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,17 @@ def test_nothing_is_wrong_where_everything_works():
         ({"cpu": None, "gpu": "1.30"}, "CUDA does not come up", "nvidia-smi"),
         ({"gpus": [GPU]}, "a GPU is present (NVIDIA H100)", "pip uninstall -y onnxruntime, then"),
         ({"pillow": None}, "Pillow is not installed", "fastfsl[cpu]"),
+        (
+            {
+                "cpu": None,
+                "gpu": "1.30",
+                "gpus": [GPU],
+                "usable": [CPU, CUDA],
+                "no_kernels": "cuda-bindings is missing",
+            },
+            "(NVIDIA H100) but the kernels compiled into bundles cannot be launched: cuda-bindings is missing",
+            "fastfsl[gpu]",
+        ),
     ],
 )
 def test_every_problem_has_a_remedy(situation, problem, remedy):
@@ -113,6 +129,23 @@ def test_a_hanging_nvidia_smi_does_not_hang_the_doctor(monkeypatch):
     assert find_gpus() == ([], None)
 
 
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (FakeDriver(90), {"usable": True, "architecture": "sm_90", "reason": None}),
+        (FakeDriver(75), {"usable": False, "architecture": "sm_75", "reason": "from sm_80 on"}),
+        (FakeDriver(cards=0), {"usable": False, "architecture": None, "reason": "CUDA_ERROR_NO_DEVICE"}),
+    ],
+    ids=["hopper", "turing", "no card"],
+)
+def test_what_the_card_is_to_compiled_kernels(monkeypatch, driver, expected):
+    monkeypatch.setattr("fastfsl.runtime.cuda_driver.load_driver", lambda: driver)
+    found = compiled_kernels()
+    assert (found["usable"], found["architecture"]) == (expected["usable"], expected["architecture"])
+    assert (found["reason"] is None) is (expected["reason"] is None)
+    assert str(expected["reason"]) in str(found["reason"])
+
+
 def test_the_doctor_works_where_nothing_but_the_base_is_installed():
     """Neither onnxruntime nor Pillow nor any training package can be imported; numpy is always there."""
     hidden = ("onnxruntime", "PIL", "torch", "triton", "onnx", "open_clip", "sklearn", "matplotlib", "cuda")
@@ -136,6 +169,7 @@ app(["doctor", "--json"])
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["providers"] == []
+    assert "cuda-bindings is not installed" in document["compiled_kernels"]["reason"]
     assert [problem["problem"].split()[0] for problem in document["problems"]] == ["onnxruntime", "Pillow"]
 
 

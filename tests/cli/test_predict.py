@@ -21,6 +21,18 @@ def test_json_holds_what_the_runtime_says(fastfsl, image_bundle, photos):
         assert row["known"] is None
         assert "error" not in row
     assert result.document["providers"]["flow"] == ["CPUExecutionProvider"]
+    assert result.document["flow"]["executor"] == "onnxruntime"
+    assert "no compiled kernels" in result.document["flow"]["reason"]
+
+
+def test_compiled_kernels_that_are_asked_for_and_missing(fastfsl, image_bundle, photos):
+    result = fastfsl("predict", image_bundle, photos, "--flow", "compiled")
+    assert result.exit_code == 2
+    assert "flow='compiled': the bundle has no compiled kernels; export it with --arch" in " ".join(
+        result.stderr.split()
+    )
+    assert fastfsl("predict", image_bundle, photos, "--flow", "onnx").exit_code == 0
+    assert fastfsl("predict", image_bundle, photos, "--flow", "fast").exit_code == 2
 
 
 def test_folders_are_searched_in_natural_order(fastfsl, image_bundle, photos):
