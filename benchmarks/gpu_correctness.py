@@ -5,11 +5,10 @@ reach the others. Inputs are rounded to the dtype first, so that errors are thos
 holds NaN until a kernel writes it; each flow runs twice on different rows, the second time from its captured graph.
 """
 
-import os
+import json
+import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +27,7 @@ from benchmarks.gpu_inputs import (
     random_tokens,
     tf32,
 )
+from benchmarks.gpu_processes import NO_TIME, run_each
 from benchmarks.gpu_record import Options, Record
 
 Kind = Literal["flow", "gram", "signs"]
@@ -41,7 +41,6 @@ GRAM_KINDS = ("l1", "squared")
 # Where training starts, the signs of S - S' are of this mean magnitude; where it has gone on, of the other.
 START_DRIFT, DRIFT = 4e-5, 1e-2
 SIGNS = (8, 197, 768)
-MOST_WORKERS = 12
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,25 @@ class Case:
 
 
 def run(options: Options) -> None:
-    """All cases, in as many processes as there are cores; in this one where the interpreter runs them."""
+    """All cases, each in a process of its own; in this one where the interpreter runs them."""
     record = Record(
         "correctness", "errors against float64, as multiples of those of plain torch in the same dtype", options
     )
     waiting = list(cases(options))
+    answers = (
+        _here(waiting) if options.interpret else run_each("gpu_correctness", list(map(asdict, waiting)), record.left)
+    )
+    for index, found, error in answers:
+        case = waiting[index]
+        if error == NO_TIME:
+            record.skip(f"{case.kind} {case.precision} {case.shapes}", error)
+        elif error is not None:  # a case that raises or never ends is a wrong result
+            record.add({**_about(case), "ok": False, "error": error})
+        else:
+            for row in found or ():
+                record.add(row)
     if options.interpret:
-        for case in waiting:
-            here: Future[list[Row]] = Future()
-            try:
-                here.set_result(list(rows(case)))
-            except Exception as error:  # noqa: BLE001 - kept as that of another process is
-                here.set_exception(error)
-            _keep(record, case, here)
         record.skip("bf16", "Triton's interpreter computes bf16 products wrongly")
-        record.skip("persistent", "programs of the interpreter run one by one and would wait for each other forever")
-        record.finish()
-        return
-    # A process for each case: one whose kernel has faulted can compute nothing more.
-    with ProcessPoolExecutor(
-        min(len(os.sched_getaffinity(0)), MOST_WORKERS), mp_context=get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        futures: dict[Future[list[Row]], Case] = {pool.submit(case_rows, case): case for case in waiting}
-        pending = set(futures)
-        while pending and record.seconds_left > 0:
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                _keep(record, futures[future], future)
-        for future in pending:
-            case = futures[future]
-            # One that runs and does not end may wait for a barrier that never opens.
-            if future.running():
-                record.add({**_about(case), "ok": False, "error": "did not end in time"})
-            else:
-                record.skip(f"{case.kind} {case.precision} {case.shapes}", "no time left")
-        if pending:
-            for process in list(pool._processes.values()):  # noqa: SLF001 - nothing else ends a running worker
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
     record.finish()
 
 
@@ -122,11 +102,12 @@ def cases(options: Options) -> Iterator[Case]:
             yield Case("flow", precision, tuple((rows, dim) for rows in ROWS), "cuda")
 
 
-def case_rows(case: Case) -> list[Row]:
-    """All rows of a case, in a process that has nothing else to do."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # of deterministic algorithms, which `poisoned` needs
-    torch.set_num_threads(1)
-    return list(rows(case))
+def _here(waiting: list[Case]) -> Iterator[tuple[int, list[Row] | None, str | None]]:
+    for index, case in enumerate(waiting):
+        try:
+            yield index, list(rows(case)), None
+        except Exception as error:  # noqa: BLE001 - kept as that of another process is
+            yield index, None, f"{type(error).__name__}: {error}"
 
 
 def rows(case: Case) -> Iterator[Row]:
@@ -237,9 +218,7 @@ def _about(case: Case) -> Row:
     return {"name": case.kind, "precision": case.precision, "case": [list(shape) for shape in case.shapes]}
 
 
-def _keep(record: Record, case: Case, future: "Future[list[Row]]") -> None:
-    try:
-        for row in future.result():
-            record.add(row)
-    except Exception as error:  # noqa: BLE001 - a case that raises is a wrong result, and leaves the others theirs
-        record.add({**_about(case), "ok": False, "error": f"{type(error).__name__}: {error}"[:1000]})
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given = json.loads(sys.argv[1])
+    print(json.dumps(list(rows(Case(**{**given, "shapes": tuple(map(tuple, given["shapes"]))})))))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_gram import loss_and_gradient
-from benchmarks.gpu_inputs import Precision, flow_options, random_features, random_plan, random_tokens
+from benchmarks.gpu_inputs import Precision, flow_options, random_features, random_plan, random_tokens, timed_dtype
 from benchmarks.gpu_record import Options, Record
 from fastfsl.kernels import gram_loss
 from fastfsl.kernels.flow_step import euler_flow
@@ -30,7 +30,7 @@ def run(options: Options) -> None:
         x = random_features(rows, dim, 5, precision).to(options.device)
         how = flow_options(precision)
         _repeat(record, f"flow, {precision}, ({rows}, {dim})", lambda: (euler_flow(plan, x, **how),), options)  # noqa: B023
-    dtype = torch.float16 if options.interpret else torch.bfloat16
+    dtype = timed_dtype(options.device)
     for shape in ((1, 5, 128),) if options.interpret else GRAMS:
         for kind in ("l1", "squared"):
             features, reference = random_tokens(shape, 1e-2, 3, dtype, options.device)
@@ -42,7 +42,7 @@ def run(options: Options) -> None:
 
 def _repeat(record: Record, name: str, compute: Computed, options: Options) -> None:
     """Compare repeats with the first run; on this turn's inputs, so before the next turn begins."""
-    if record.seconds_left < 5.0:
+    if record.left() < 5.0:
         record.skip(name, "no time left")
         return
     repeats = 2 if options.interpret else REPEATS

@@ -5,23 +5,23 @@ operations over the measured peak and of the bytes that must move over the measu
 and `launches_ms`, what so many kernels take that each wait for the one before.
 """
 
+import json
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_clock import Call, CardClock, Ceilings, Clock, DryClock, compare
-from benchmarks.gpu_inputs import distance, random_features, random_field
+from benchmarks.gpu_inputs import distance, random_features, random_field, timed_dtype
+from benchmarks.gpu_processes import run_each
 from benchmarks.gpu_record import Options, Record
 from fastfsl.flow import FlowPlan, VelocityField, build_plan, euler, run_plan
 from fastfsl.kernels.flow_step import euler_flow
 
 Flow = Callable[[Tensor], Tensor]
-PRECISION = torch.bfloat16
 # In the order of worth: those with a bound first.
 BATCHES = (1, 4096, 65536, 256, 64, 8, 1024, 16384)
 PERSISTENT_ROWS = 64
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     record.keep(ceilings=vars(ceilings), size=vars(size))
     field, plan = field_and_plan(size, options.device)
     for batch in batches(options):
-        if record.seconds_left < 8.0:
+        if record.left() < 8.0:
             record.skip(f"batch {batch}", "no time left")
             continue
         _time_batch(record, clock, ceilings, size, batch, field, plan, options)
@@ -78,8 +78,9 @@ def run(options: Options) -> None:
 
 def prepare(options: Options) -> None:
     """Compile torch's version for every batch once: its result stays in the cache on disk."""
-    with ProcessPoolExecutor(PREPARING, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_prepare_batch, batches(options)))
+    for _, _, error in run_each("gpu_flow", batches(options), lambda: options.seconds, PREPARING):
+        if error is not None:
+            print(f"not compiled ahead: {error}", flush=True)
 
 
 def batches(options: Options) -> tuple[int, ...]:
@@ -95,22 +96,27 @@ def field_and_plan(size: Size, device: str) -> tuple[VelocityField, FlowPlan]:
     return field, build_plan(field, size.num_steps, 1 / size.num_steps)
 
 
-def module_flow(field: VelocityField, num_steps: int) -> Flow:
+def module_flow(field: VelocityField, num_steps: int, dtype: torch.dtype) -> Flow:
     """The plain module: as in training, and as research code runs it, every row brings its own t."""
-    field = field.to(PRECISION)
-    return lambda x: euler(lambda state, t: field(state, t.expand(len(state))), x, num_steps, 1 / num_steps)
+    field = field.to(dtype)
+
+    @torch.inference_mode()
+    def flow(x: Tensor) -> Tensor:
+        return euler(lambda state, t: field(state, t.expand(len(state))), x, num_steps, 1 / num_steps)
+
+    return flow
 
 
-def tables_flow(plan: FlowPlan) -> Flow:
+def tables_flow(plan: FlowPlan, dtype: torch.dtype) -> Flow:
     """The plan, with its tables instead of the modulations."""
-    rounded = plan.to(dtype=PRECISION)
-    return lambda x: run_plan(rounded, x)
+    rounded = plan.to(dtype=dtype)
+    return torch.inference_mode()(lambda x: run_plan(rounded, x))
 
 
-def compiled_tables(plan: FlowPlan, *, dry: bool) -> Flow:
+def compiled_tables(plan: FlowPlan, dtype: torch.dtype, *, dry: bool) -> Flow:
     """The same by torch.compile for one number of rows, with its CUDA graphs, which need not copy the weights."""
     torch._dynamo.reset()  # noqa: SLF001 - documented, and torch.compiler.reset() is the same
-    rounded = plan.to(dtype=PRECISION)
+    rounded = plan.to(dtype=dtype)
     for value in vars(rounded).values():
         if isinstance(value, Tensor):
             torch._dynamo.mark_static_address(value)  # noqa: SLF001 - documented, without another name
@@ -119,20 +125,20 @@ def compiled_tables(plan: FlowPlan, *, dry: bool) -> Flow:
         return run_plan(rounded, x)
 
     if dry:
-        return torch.compile(flow, dynamic=False, backend="eager")
-    return torch.compile(flow, dynamic=False, mode="reduce-overhead")
+        return torch.compile(flow, dynamic=False, fullgraph=True, backend="eager")
+    return torch.compile(flow, dynamic=False, fullgraph=True, mode="reduce-overhead")
 
 
 def _prepare_batch(batch: int) -> None:
-    torch.set_num_threads(1)
     _, plan = field_and_plan(FULL, "cuda")
-    x = random_features(batch, FULL.dim, 1, "bf16").cuda().to(PRECISION)
-    with torch.inference_mode():
-        compiled_tables(plan, dry=False)(x)
+    dtype = timed_dtype("cuda")
+    x = random_features(batch, FULL.dim, 1, "bf16").to("cuda", dtype)
+    with torch.no_grad():
+        compiled_tables(plan, dtype, dry=False)(x)
         torch.cuda.synchronize()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _time_batch(
     record: Record,
     clock: Clock,
@@ -143,18 +149,19 @@ def _time_batch(
     plan: FlowPlan,
     options: Options,
 ) -> None:
+    dtype = timed_dtype(options.device)
     x = random_features(batch, size.dim, batch, "bf16").to(options.device)
     inputs = [x.roll(shift, 0) if batch > 1 else x.roll(shift, 1) for shift in range(clock.copies(4 * x.numel()))]
-    rounded = [x.to(PRECISION) for x in inputs]
+    rounded = [x.to(dtype) for x in inputs]
     exact = run_plan(plan.to(dtype=torch.float64), x[:CHECKED_ROWS].double())
     versions: dict[str, tuple[Flow, list[Tensor]]] = {
-        "euler_flow": (lambda x: euler_flow(plan, x, dtype=PRECISION), inputs)
+        "euler_flow": (lambda x: euler_flow(plan, x, dtype=dtype), inputs)
     }
-    versions["module, eager"] = module_flow(field, size.num_steps), rounded
-    versions["tables, eager"] = tables_flow(plan), rounded
-    versions["tables, compiled"] = compiled_tables(plan, dry=options.interpret), rounded
+    versions["module, eager"] = module_flow(field, size.num_steps, dtype), rounded
+    versions["tables, eager"] = tables_flow(plan, dtype), rounded
+    versions["tables, compiled"] = compiled_tables(plan, dtype, dry=options.interpret), rounded
     if batch <= PERSISTENT_ROWS and not options.interpret:
-        versions["persistent"] = (lambda x: euler_flow(plan, x, dtype=PRECISION, persistent=True), inputs)
+        versions["persistent"] = (lambda x: euler_flow(plan, x, dtype=dtype, persistent=True), inputs)
 
     calls: dict[str, list[Call]] = {}
     distances = {}
@@ -190,3 +197,9 @@ def _time_batch(
 def _calls(flow: Flow, inputs: list[Tensor]) -> Iterator[Call]:
     for x in inputs:
         yield partial(flow, x)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _prepare_batch(json.loads(sys.argv[1]))
+    print(json.dumps("compiled"))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu_bounds import LARGE_GRAM, LONG_GRAM, WIDE_GRAM
 from benchmarks.gpu_clock import Call, CardClock, Ceilings, Clock, DryClock, compare
-from benchmarks.gpu_inputs import distance, plain_gram_loss, random_tokens
+from benchmarks.gpu_inputs import distance, plain_gram_loss, random_tokens, timed_dtype
 from benchmarks.gpu_record import Options, Record
 from fastfsl import manifold
 from fastfsl.kernels import gram_loss
@@ -17,7 +17,6 @@ from fastfsl.kernels import gram_loss
 Shape = tuple[int, int, int]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-PRECISION = torch.bfloat16
 SHAPES: tuple[Shape, ...] = (LONG_GRAM, WIDE_GRAM, LARGE_GRAM, (12, 1024, 512))
 SMALL: tuple[Shape, ...] = ((2, 5, 128),)
 DRIFT = 1e-2  # mean |S - S'|, as in the middle of a training
@@ -46,7 +45,7 @@ def run(options: Options) -> None:
 def prepare(options: Options) -> None:
     """Compile torch's versions for every shape once: the results stay in the cache on disk."""
     for shape in SHAPES[:2] if options.quick else SHAPES:
-        features, reference = random_tokens(shape, DRIFT, 0, PRECISION, options.device)
+        features, reference = random_tokens(shape, DRIFT, 0, timed_dtype(options.device), options.device)
         for loss in compiled_losses(dry=options.interpret).values():
             loss_and_gradient(loss)(features.requires_grad_(), reference)
 
@@ -99,12 +98,12 @@ def _time_shape(
     everything: bool,
     normalize: bool,
 ) -> None:
-    about = {"shape": list(shape), "kind": kind, "normalize": normalize, "dtype": "bf16"}
-    if record.seconds_left < 8.0:
+    about = {"shape": list(shape), "kind": kind, "normalize": normalize, "dtype": str(timed_dtype(options.device))}
+    if record.left() < 8.0:
         record.skip(f"{about}", "no time left")
         return
     copies = clock.copies(int(num_bytes(shape)))
-    pairs = [random_tokens(shape, DRIFT, seed, PRECISION, options.device) for seed in range(copies)]
+    pairs = [random_tokens(shape, DRIFT, seed, timed_dtype(options.device), options.device) for seed in range(copies)]
     pairs = [(features.requires_grad_(), reference) for features, reference in pairs]
     losses: dict[str, Loss] = {
         "kernel": lambda f, r: gram_loss.gram_alignment_loss(f, r, kind, normalize=normalize),

@@ -32,6 +32,11 @@ def flow_options(precision: Precision) -> FlowOptions:
     return {"dtype": DTYPES[precision], "allow_tf32": precision == "tf32"}
 
 
+def timed_dtype(device: str) -> torch.dtype:
+    """What is timed: bf16, and fp16 in Triton's interpreter, which multiplies bf16 wrongly."""
+    return torch.bfloat16 if device == "cuda" else torch.float16
+
+
 def random_plan(dim: int, num_blocks: int, num_steps: int, seed: int, precision: Precision) -> FlowPlan:
     """A plan whose every tensor is drawn and then rounded, in float32 on the CPU.
 

@@ -71,9 +71,8 @@ class Record:
         }
         self.write()
 
-    @property
-    def seconds_left(self) -> float:
-        """Until the section's time is over."""
+    def left(self) -> float:
+        """Seconds until the section's time is over."""
         return self._seconds - (time.monotonic() - self._started)
 
     @property

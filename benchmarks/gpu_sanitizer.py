@@ -24,10 +24,10 @@ def run(options: Options) -> None:
         record.skip("memcheck, racecheck", "no compute-sanitizer here")
         record.finish()
         return
-    case = [sys.executable, "-m", "benchmarks.gpu_sanitizer"]
+    case = [sys.executable, "-P", "-m", "benchmarks.gpu_sanitizer"]
     _said(record, "the case alone", case)
     for tool in TOOLS:
-        if record.seconds_left < 10.0:
+        if record.left() < 10.0:
             record.skip(tool, "no time left")
             continue
         # torch asks the driver for much that a card may not have: those answers are no errors.
@@ -41,7 +41,7 @@ def _said(record: Record, name: str, command: list[str]) -> None:
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=record.seconds_left
+            command, env=environment, capture_output=True, text=True, check=False, timeout=record.left()
         )
     except subprocess.TimeoutExpired:
         record.skip(name, "no time left")

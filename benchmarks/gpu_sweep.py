@@ -5,12 +5,10 @@ by several processes first, those that the compiler or the card refuses are left
 """
 
 import itertools
-import os
+import json
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from benchmarks.gpu_clock import CardClock, Clock, DryClock, Timing
 from benchmarks.gpu_flow import FULL, Size
 from benchmarks.gpu_inputs import DTYPES, Precision, distance, random_features, random_plan
+from benchmarks.gpu_processes import run_each
 from benchmarks.gpu_record import Options, Record
 from fastfsl.flow import FlowPlan, run_plan
 from fastfsl.kernels.flow_executor import FlowExecutor
@@ -33,7 +32,6 @@ CANDIDATES: dict[int, tuple[tuple[int, ...], ...]] = {
 }
 MOST_DISTANCE = 0.05
 SECONDS = 0.15  # each tile
-MOST_WORKERS = 14
 COMPILE_SHARE = 0.6  # of the section's time
 
 
@@ -81,38 +79,24 @@ def _compile(dim: int, record: Record, options: Options) -> dict[int, list[Tile]
     """By number of rows, the tiles that compile and compute right."""
     if options.interpret:
         return {3: [Tile(16, 32, 32, 4, 2)]}
-    tried = [(dim, rows, tile) for rows in CANDIDATES for tile in tiles(dim, rows)]
+    tried = [(rows, tile) for rows in CANDIDATES for tile in tiles(dim, rows)]
     found: dict[int, list[Tile]] = {rows: [] for rows in CANDIDATES}
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    futures = {pool.submit(_refusal, *one, options): one for one in tried}
-    patience = COMPILE_SHARE * record.seconds_left
-    for future, (_, rows, tile) in futures.items():
-        started = record.seconds_left
-        try:
-            refusal = future.result(max(patience, 0.0))
-        except (TimeoutError, BrokenProcessPool) as error:
-            refusal = f"{type(error).__name__}: not compiled in time, or a fault beside it"
-        patience -= started - record.seconds_left
-        if refusal is None:
+    jobs = [{"dim": dim, "rows": rows, "tile": asdict(tile), "options": options.arguments()} for rows, tile in tried]
+    end = (1.0 - COMPILE_SHARE) * record.left()
+    for index, answer, error in run_each("gpu_sweep", jobs, lambda: record.left() - end):
+        rows, tile = tried[index]
+        if error is None and answer is None:
             found[rows].append(tile)
         else:
-            record.skip(f"d={dim}, {rows} rows, {tile}", refusal)
-    for process in list(pool._processes.values()):  # noqa: SLF001 - nothing else ends a running worker
-        process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
+            record.skip(f"d={dim}, {rows} rows, {tile}", (error or answer)[-300:])
     return found
 
 
 def _refusal(dim: int, rows: int, tile: Tile, options: Options) -> str | None:
     """Why a tile cannot be used; None: it can, and its kernels now lie in the cache on disk."""
-    torch.set_num_threads(1)
-    try:
-        executor, buffers, plan, x = _prepared(dim, rows, tile, options)
-        executor.launch(buffers, rows, (1,))
-        off = distance(buffers["states"].view(rows, dim), run_plan(plan.to(dtype=torch.float64), x.double()), x)
-    except Exception as error:  # noqa: BLE001 - whatever compiler and card say is the answer
-        return f"{type(error).__name__}: {error}"[:300]
+    executor, buffers, plan, x = _prepared(dim, rows, tile, options)
+    executor.launch(buffers, rows, (1,))
+    off = distance(buffers["states"].view(rows, dim), run_plan(plan.to(dtype=torch.float64), x.double()), x)
     return None if off <= MOST_DISTANCE else f"wrong by {off:.3g}"
 
 
@@ -120,7 +104,7 @@ def _time_tiles(
     dim: int, rows: int, compiled: dict[int, list[Tile]], record: Record, clock: Clock, options: Options
 ) -> Iterator[dict[str, Any]]:
     for tile in compiled[rows]:
-        if record.seconds_left < 5.0:
+        if record.left() < 5.0:
             record.skip(f"d={dim}, {rows} rows, {tile}", "no time left")
             continue
         executor, buffers, _, _ = _prepared(dim, rows, tile, options)
@@ -143,3 +127,10 @@ def _prepared(
     buffers = executor.buffers(rows, 1)
     buffers["x"].view(x.shape).copy_(x)
     return executor, buffers, plan, x
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    given = json.loads(sys.argv[1])
+    job = given["dim"], given["rows"], Tile(**given["tile"]), Options.from_arguments(given["options"])
+    print(json.dumps(_refusal(*job)))
