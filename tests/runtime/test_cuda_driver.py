@@ -216,7 +216,9 @@ def test_no_card():
 
 def test_a_driver_too_old_for_a_function(driver, monkeypatch):
     monkeypatch.delattr(FakeDriver, "cuLibraryLoadData")
-    with pytest.raises(DeviceError, match=r"cuLibraryLoadData: the CUDA driver is missing or too old .*update NVIDIA's"):
+    with pytest.raises(
+        DeviceError, match=r"cuLibraryLoadData: the CUDA driver is missing or too old .*update NVIDIA's"
+    ):
         _load(Device(driver))
 
 
