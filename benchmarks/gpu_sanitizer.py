@@ -57,13 +57,16 @@ def case() -> None:
     import torch
 
     from benchmarks.gpu_gram import loss_and_gradient
-    from benchmarks.gpu_inputs import flow_options, random_features, random_plan, random_tokens
+    from benchmarks.gpu_inputs import random_features, random_plan, random_tokens
     from fastfsl.kernels import gram_loss
-    from fastfsl.kernels.flow_step import euler_flow
+    from fastfsl.kernels.flow_executor import FlowExecutor
 
     for rows in (17, 130):
-        plan = random_plan(144, 2, 2, 0, "bf16").to("cuda")
-        euler_flow(plan, random_features(rows, 144, 1, "bf16").cuda(), **flow_options("bf16"))
+        x = random_features(rows, 144, 1, "bf16").to("cuda")
+        executor = FlowExecutor(random_plan(144, 2, 2, 0, "bf16"), torch.bfloat16, x.device)
+        buffers = executor.buffers(rows, 1)
+        buffers["x"].view(x.shape).copy_(x)
+        executor.launch(buffers, rows, (2,))
     for kind in ("l1", "squared"):
         for count in (5, 130):
             features, reference = random_tokens((2, count, 144), 1e-2, 0, torch.bfloat16, "cuda")

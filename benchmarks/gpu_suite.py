@@ -46,12 +46,12 @@ class Section:
 
 # In the order of worth: what a time limit cuts off is cut off at the end.
 SECTIONS = {
-    "correctness": Section("gpu_correctness", 120, judges=True),
-    "flow": Section("gpu_flow", 130, judges=False),
-    "gram": Section("gpu_gram", 70, judges=False),
+    "correctness": Section("gpu_correctness", 150, judges=True),
+    "flow": Section("gpu_flow", 120, judges=False),
+    "gram": Section("gpu_gram", 60, judges=False),
     "aot": Section("gpu_aot", 70, judges=True, interpreted=False),
-    "determinism": Section("gpu_determinism", 50, judges=True),
-    "sanitizer": Section("gpu_sanitizer", 80, judges=True, interpreted=False),
+    "determinism": Section("gpu_determinism", 40, judges=True),
+    "sanitizer": Section("gpu_sanitizer", 70, judges=True, interpreted=False),
     "sweep": Section("gpu_sweep", 240, judges=False),
 }
 DEFAULT = tuple(name for name in SECTIONS if name != "sweep")
