@@ -7,6 +7,7 @@ dtype, the tables in `fastfsl.kernels.tiles` and the compilers' versions alone: 
 
 import base64
 import collections
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from fastfsl import bundle
 from fastfsl.bundle import CompiledKernel, KernelSet, KernelTarget, KernelTile
@@ -33,6 +34,7 @@ PTX_ARCH: Final = 80
 PTX_TILE_ARCH: Final = 86
 # Each worker holds some hundred MB.
 _MOST_WORKERS: Final = 16
+_LOG: Final = "log"
 # All that a worker's environment takes over: any other variable might change what is compiled.
 _TAKEN_OVER: Final = (
     "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV",
@@ -216,13 +218,13 @@ def compile_jobs(jobs: Iterable[Job], *, on_progress: Callable[[int, int], None]
     waiting, done, lock = collections.deque(unique), dict[Job, Built](), threading.Lock()
 
     def work(scratch: str) -> None:
-        with _worker(scratch) as process:
+        with _worker(scratch) as worker:
             while waiting:
                 try:
                     job = waiting.popleft()
                 except IndexError:
                     return
-                built = _ask(process, job, scratch)
+                built = _ask(worker, job, scratch)
                 with lock:
                     done[job] = built
                     if on_progress is not None:
@@ -299,38 +301,43 @@ def _describe(job: Job, built: Built, row_class: int | None, file: str, data: by
     )
 
 
-def _worker(scratch: str) -> subprocess.Popen[str]:
-    """A process that answers jobs, with nothing in its environment that changes what is compiled."""
+@contextlib.contextmanager
+def _worker(scratch: str) -> Iterator[tuple[IO[str], IO[str]]]:
+    """Standard input and output of a process whose environment has nothing that changes what is compiled."""
     environment = {name: os.environ[name] for name in _TAKEN_OVER if name in os.environ}
     # No line information: it holds the paths of the sources.
     environment |= {"TRITON_HOME": scratch, "TRITON_CACHE_DIR": f"{scratch}/cache", "TRITON_DISABLE_LINE_INFO": "1"}
-    with Path(scratch, "log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "fastfsl.kernels.aot_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
+    command = [sys.executable, "-P", "-m", "fastfsl.kernels.aot_worker"]
+    pipe = subprocess.PIPE
+    with Path(scratch, _LOG).open("w") as log:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, constant arguments
+            command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment
         )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("Popen made no pipes")
+    try:
+        yield process.stdin, process.stdout
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
-def _ask(process: subprocess.Popen[str], job: Job, scratch: str) -> Built:
+def _ask(worker: tuple[IO[str], IO[str]], job: Job, scratch: str) -> Built:
     """Have a job done.
 
     Raises:
         ConfigError: the compiler fails or dies.
     """
-    if process.stdin is None or process.stdout is None:
-        raise ConfigError("the compiler's process has no pipes; report this")
-    try:
-        process.stdin.write(json.dumps(asdict(job)) + "\n")
-        process.stdin.flush()
-        answer: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
-    except BrokenPipeError:
-        answer = {}
+    jobs, answers = worker
+    answer: dict[str, Any] = {}
+    with contextlib.suppress(BrokenPipeError, json.JSONDecodeError):
+        jobs.write(json.dumps(asdict(job)) + "\n")
+        jobs.flush()
+        answer = json.loads(answers.readline() or "{}")
     if "cubin" not in answer:
-        why = answer.get("error") or Path(scratch, "log").read_text(errors="replace")[-2000:] or "it died"
+        why = answer.get("error") or Path(scratch, _LOG).read_text(errors="replace")[-2000:] or "it died"
         raise ConfigError(
             f"{job.kernel} could not be compiled for sm_{job.arch} (d = {job.dim}, {job.dtype}): {why}\n"
             f"Leave sm_{job.arch} out, or install another version of Triton"

@@ -372,6 +372,17 @@ def _edit(*place: Any, value: Any = None, drop: bool = False) -> Any:
     return change
 
 
+def _copy(place: tuple[Any, ...], **changes: Any) -> Any:
+    """Add to a list a changed copy of one of its elements."""
+
+    def change(values: Any) -> None:
+        for step in place[:-1]:
+            values = values[step]
+        values.append({**values[place[-1]], **changes})
+
+    return change
+
+
 _FIRST = ("targets", "sm_90", "kernels", 1)
 
 
@@ -402,6 +413,9 @@ _FIRST = ("targets", "sm_90", "kernels", 1)
         (_edit("targets", "sm_90", "kind", value="ptx"), "is called 'ptx'"),
         (_edit("targets", "sm_90", "kind", value="sass"), "'kind' must be one of cubin, ptx"),
         (_edit(*_FIRST, drop=True), "once for each of the row classes"),
+        (_copy(_FIRST), "once for each of the row classes"),
+        (_copy(_FIRST, row_class=128), "once for each of the row classes"),
+        (_copy(("targets", "sm_90", "kernels", 12), row_class=128), "once for each of the row classes"),
         (_edit(*_FIRST, "kernel", value="second"), "second has the arguments"),
         (_edit(*_FIRST, "kernel", value="third"), "'kernel' must be one of enter, first"),
         (_edit(*_FIRST, "row_class", value=None), "once for each of the row classes"),
