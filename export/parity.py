@@ -18,6 +18,7 @@ from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.flow import FlowPlan, normalize, plan_states, read_out
+from fastfsl.runtime.flow_executor import FlowExecutor
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.prediction import softmax
 from fastfsl.runtime.session import Session, create_session
@@ -161,7 +162,8 @@ def logit_parity(
         # A bundle takes every step for every sample.
         estimator = copy.copy(estimator)
         estimator.exit_margin = estimator.exit_velocity = None
-    head = Head(None if flow is None else _session(flow, FLOW_GRAPH), readout)
+    executor = None if flow is None else FlowExecutor(_session(flow, FLOW_GRAPH), "an export checks its graph")
+    head = Head(executor, readout)
     classes = deployed.class_embeddings
     anchors = [] if classes is None else [classes.reshape(-1, classes.shape[-1])]
     if readout is not None:
