@@ -31,8 +31,8 @@ _ROWS_AT_ONCE = 256
 class Classifier:
     """Classifies images, or embeddings, with a bundle. Make one with ``Classifier.load``.
 
-    All methods may be called from several threads at once. ONNX Runtime sessions do not survive ``fork``: in worker
-    processes load the classifier after the start, or use the spawn method.
+    All methods may be called from several threads at once. Neither ONNX Runtime sessions nor CUDA survive ``fork``: in
+    worker processes load the classifier after the start, or use the spawn method.
     """
 
     def __init__(

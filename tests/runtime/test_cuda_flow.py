@@ -14,9 +14,11 @@ import torch
 
 from fastfsl.bundle import read_manifest
 from fastfsl.bundle.flow_kernels import KernelSet, KernelTarget, KernelTile, read_flow_kernels
-from fastfsl.errors import BundleError, DeviceError
+from fastfsl.bundle.flow_launches import MAX_BUCKET, row_bucket
+from fastfsl.errors import BundleError, DeviceError, ShapeError
 from fastfsl.flow.plan import FlowPlan, plan_states
 from fastfsl.flow.readout import normalize, read_out
+from fastfsl.kernels import tiles
 from fastfsl.runtime import cuda_flow
 from fastfsl.runtime.cuda_driver import Device
 from fastfsl.runtime.cuda_flow import CompiledFlow
@@ -100,6 +102,25 @@ def test_it_gives_what_the_reference_gives(write, tmp_path, driver, options, cou
         embeds = _rows(count)
         _assert_close(flow, embeds, compiled.features(embeds), compiled.logits(embeds))
     assert driver.violations == []
+
+
+def test_buckets_are_those_of_the_torch_launchers():
+    rows = range(1, MAX_BUCKET + 1)
+    assert MAX_BUCKET == tiles.CHUNK_ROWS
+    assert [row_bucket(count) for count in rows] == [tiles.row_bucket(count) for count in rows]
+    assert [row_bucket(count) for count in (1, 3, 64, 65, 129, 1024, 1025, 8192)] == [
+        1,
+        4,
+        64,
+        128,
+        256,
+        1024,
+        2048,
+        8192,
+    ]
+    for count in (0, MAX_BUCKET + 1):
+        with pytest.raises(ShapeError, match="expected from 1 to 8192 rows"):
+            row_bucket(count)
 
 
 def test_many_rows_go_in_chunks(bundle_path, driver, flow, monkeypatch):
