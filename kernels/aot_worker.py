@@ -90,7 +90,7 @@ def _causes(error: BaseException | None) -> str:
     messages = []
     while error is not None:
         messages.append(f"{type(error).__name__}: {error}")
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return "\ncaused by ".join(messages)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,7 @@ def test_a_flow_has_every_kernel_for_every_row_class(faked, dim, tmp_path):
                 found = target.find(kernel, row_class)
                 assert found is not None
                 if kernel != "logits":
-                    assert found.tile.columns == tile.columns
-                    assert found.tile.rows == tile.rows
+                    assert asdict(found.tile) == asdict(tile)
                 assert f"'{kernel}', Tile(rows={found.tile.rows}," in flow.files[found.file].decode()
                 assert f", {target.arch})" in flow.files[found.file].decode()
     assert len(set(flow.files.values())) == len(flow.files)  # equal tiles share a file
@@ -179,6 +178,21 @@ def test_what_the_compiler_says_is_passed_on():
         ConfigError, match=r"(?s)second could not be compiled for sm_80 \(d = 128, fp16\): .*power of 2"
     ):
         compile_jobs([_job(tile=replace(SMALL, rows=24))])
+
+
+def test_what_others_print_does_not_come_between_the_answers():
+    with pytest.raises(ConfigError, match="module 'this' has no attribute 'FLOW'"):  # it prints when it is imported
+        compile_jobs([_job(family="this")])
+
+
+def test_nothing_is_begun_after_a_failure():
+    done: list[tuple[int, int]] = []
+    others = [_job(tile=replace(SMALL, rows=16, stages=stages)) for stages in range(1, 10)]
+    with pytest.raises(ConfigError, match="no attribute 'FLOW'"):
+        compile_jobs(
+            [*others, _job(family="this", tile=Tile(128, 128, 32, 4, 2))], on_progress=lambda *p: done.append(p)
+        )
+    assert len(done) < len(others)
 
 
 def test_a_compiler_that_dies_is_an_error(monkeypatch):
