@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal
@@ -235,12 +235,13 @@ def compile_jobs(jobs: Iterable[Job], *, on_progress: Callable[[int, int], None]
         folders = [Path(folder, str(index)) for index in range(count)]
         for path in folders:
             path.mkdir()
-        for future in [threads.submit(work, str(path)) for path in folders]:
-            try:
-                future.result()
-            except BaseException:
-                waiting.clear()
-                raise
+        futures = [threads.submit(work, str(path)) for path in folders]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            waiting.clear()  # after a failure, or Ctrl-C, what was begun is finished and nothing else begun
+        for future in futures:
+            future.result()
     check_budgets(done)
     return done
 
