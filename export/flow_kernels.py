@@ -29,7 +29,7 @@ DTypeChoice = Literal["auto", "fp16", "bf16"]
 
 # fp16 is left where an activation comes within this factor of its largest number, 65504: other features may go further.
 _HEADROOM: Final = 16.0
-# Rounding turned no trained flow's features by 1e-4; this is what a damaged weight would do.
+# Random plans of widths 128 and 512 keep 0.99999 in bf16: below this it is not rounding.
 _MIN_COSINE: Final = 0.99
 _ROWS, _SEED = 256, 0
 
