@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ def test_threads_take_turns(driver):
     def work():
         with device.active(), device.active():
             inside.append(1)
+            time.sleep(0.002)  # for the others to come in
             seen.append(len(inside))
             device.synchronize()
             inside.pop()
