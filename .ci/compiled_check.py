@@ -72,4 +72,6 @@ if __name__ == "__main__":
     # Where there is a card it is hidden.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     action, folder = sys.argv[1], Path(sys.argv[2])
-    sys.exit(check(folder) if action == "check" else make(folder))
+    if action == "check":
+        sys.exit(check(folder))
+    make(folder)
