@@ -19,6 +19,10 @@ import triton.language as tl
 
 # Of LayerNorm, as in the velocity field.
 NORM_EPS: Final = tl.constexpr(1e-6)
+# Columns that are taken from the sums to memory at a time; with more, wide tiles run out of registers. Narrow where
+# other matrices are read on the way.
+PART: Final = tl.constexpr(32)
+WIDE_PART: Final = tl.constexpr(64)
 
 
 @triton.jit
@@ -28,29 +32,32 @@ def clamped(tile: tl.tensor, limit: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor
 
 
 @triton.jit
-def tile_places(
+def places_of(
     row_tile: tl.tensor,
-    column_tile: tl.tensor,
+    part: tl.tensor,
     n: tl.tensor,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CUT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Where the elements of a tile lie in an (n, D) matrix, (BLOCK_M, BLOCK_N), and a mask of those that do."""
+    """Where a part of a tile lies in an (n, D) matrix, (BLOCK_M, COLUMNS), and a mask of the elements that do."""
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = part * COLUMNS + tl.arange(0, COLUMNS)
     places = rows[:, None] * D + columns[None, :]
-    if D % BLOCK_N != 0:
+    if CUT:
         return places, (rows < n)[:, None] & (columns < D)[None, :]
     else:
         return places, (rows < n)[:, None]
 
 
 @triton.jit
-def column_vector(vector: tl.tensor, column_tile: tl.tensor, D: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
-    """A column tile of a vector (D,), as (1, BLOCK_N)."""
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    if D % BLOCK_N != 0:
+def vector_part(
+    vector: tl.tensor, part: tl.tensor, D: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr
+) -> tl.tensor:
+    """A part of a vector (D,), as (1, COLUMNS)."""
+    columns = part * COLUMNS + tl.arange(0, COLUMNS)
+    if CUT:
         values = tl.load(vector + columns, mask=columns < D, other=0.0)
     else:
         values = tl.load(vector + columns)
@@ -58,25 +65,105 @@ def column_vector(vector: tl.tensor, column_tile: tl.tensor, D: tl.constexpr, BL
 
 
 @triton.jit
+def load_part(
+    matrix: tl.tensor,
+    row_tile: tl.tensor,
+    part: tl.tensor,
+    n: tl.tensor,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CUT: tl.constexpr,
+    CACHE: tl.constexpr,
+) -> tl.tensor:
+    """A part of a tile of an (n, D) matrix, 0 outside."""
+    places, mask = places_of(row_tile, part, n, D, BLOCK_M, COLUMNS, CUT)
+    return tl.load(matrix + places, mask=mask, other=0.0, cache_modifier=CACHE)
+
+
+@triton.jit
+def halves(sums: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The left and the right half of the columns."""
+    return tl.split(sums.reshape(sums.shape[0], 2, sums.shape[1] // 2).permute(0, 2, 1))
+
+
+@triton.jit
+def parts_of(sums: tl.tensor, COLUMNS: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """The columns of a tile's sums in parts of so many, from the left."""
+    if sums.shape[1] <= COLUMNS:
+        return (sums,)
+    else:
+        left, right = halves(sums)
+        return parts_of(left, COLUMNS) + parts_of(right, COLUMNS)
+
+
+@triton.jit
 def row_moments(
     stats: tl.tensor, rows: tl.tensor, D: tl.constexpr, BLOCK_N: tl.constexpr, CACHE: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Mean and 1 / sqrt(variance + eps) of rows, merged from the statistics of their column tiles; each (rows, 1)."""
+    """Mean and 1 / sqrt(variance + eps) of rows, merged from the statistics of their column tiles; each (rows, 1).
+
+    Loads and elementwise operations alone: the compiler then normalises in the registers that the product reads, where
+    a reduction would send every operand through shared memory once more.
+    """
     TILES: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    tile = tl.arange(0, triton.next_power_of_2(TILES))
-    counts = tl.maximum(tl.minimum(D - tile * BLOCK_N, BLOCK_N), 0).to(tl.float32)[None, :]
-    places = stats + rows[:, None] * (2 * TILES) + 2 * tile[None, :]
-    means = tl.load(places, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
-    squares = tl.load(places + 1, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
-    mean = tl.sum(counts * means, axis=1, keep_dims=True) / D
-    variance = tl.sum(squares + counts * (means - mean) * (means - mean), axis=1, keep_dims=True) / D
-    return mean, tl.rsqrt(variance + NORM_EPS)
+    if TILES > 8:
+        tile = tl.arange(0, triton.next_power_of_2(TILES))
+        counts = tl.maximum(tl.minimum(D - tile * BLOCK_N, BLOCK_N), 0).to(tl.float32)[None, :]
+        places = stats + rows[:, None] * (2 * TILES) + 2 * tile[None, :]
+        means = tl.load(places, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
+        parts = tl.load(places + 1, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
+        mean = tl.sum(counts * means, axis=1, keep_dims=True) / D
+        squares = tl.sum(parts + counts * (means - mean) * (means - mean), axis=1, keep_dims=True)
+        return mean, tl.rsqrt(squares / D + NORM_EPS)
+    else:
+        places = stats + rows[:, None] * (2 * TILES)
+        mean = tl.load(places, cache_modifier=CACHE)
+        squares = tl.load(places + 1, cache_modifier=CACHE)
+        for tile in tl.static_range(1, TILES):
+            before = tile * BLOCK_N
+            count = min(D - before, BLOCK_N)
+            difference = tl.load(places + 2 * tile, cache_modifier=CACHE) - mean
+            mean += difference * (count / (before + count))
+            squares += tl.load(places + 2 * tile + 1, cache_modifier=CACHE)
+            squares += difference * difference * (before * count / (before + count))
+        return mean, tl.rsqrt(squares / D + NORM_EPS)
+
+
+@triton.jit
+def with_moments(
+    mean: tl.tensor,
+    squares: tl.tensor,
+    h: tl.tensor,
+    part: tl.tensor,
+    before: tl.constexpr,
+    D: tl.constexpr,
+    CUT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Mean and sum of squared deviations of rows whose first `before` columns have these, and a part h, as stored."""
+    COLUMNS: tl.constexpr = h.shape[1]
+    h = h.to(tl.float32)
+    if CUT:
+        left = D - part * COLUMNS
+        inside = (tl.arange(0, COLUMNS) < left)[None, :]
+        count = tl.maximum(tl.minimum(left, COLUMNS), 0).to(tl.float32)
+        part_mean = tl.sum(tl.where(inside, h, 0.0), axis=1) / tl.maximum(count, 1.0)
+        deviation = tl.where(inside, h - part_mean[:, None], 0.0)
+        share = count / (before + count)
+    else:
+        part_mean = tl.sum(h, axis=1) / COLUMNS
+        deviation = h - part_mean[:, None]
+        share = COLUMNS / (before + COLUMNS)
+    difference = part_mean - mean
+    squares += tl.sum(deviation * deviation, axis=1) + difference * difference * (before * share)
+    return mean + difference * share, squares
 
 
 @triton.jit
 def store_moments(
     stats: tl.tensor,
-    h: tl.tensor,
+    mean: tl.tensor,
+    squares: tl.tensor,
     row_tile: tl.tensor,
     column_tile: tl.tensor,
     n: tl.tensor,
@@ -84,27 +171,18 @@ def store_moments(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Leave the mean and the sum of squared deviations of each row of a tile h, (BLOCK_M, BLOCK_N), as stored."""
-    TILES: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    h = h.to(tl.float32)
-    if D % BLOCK_N != 0:
-        count = tl.minimum(D - column_tile * BLOCK_N, BLOCK_N).to(tl.float32)
-        columns = (column_tile * BLOCK_N + tl.arange(0, BLOCK_N) < D)[None, :]
-        mean = tl.sum(tl.where(columns, h, 0.0), axis=1) / count
-        deviation = tl.where(columns, h - mean[:, None], 0.0)
-    else:
-        mean = tl.sum(h, axis=1) / BLOCK_N
-        deviation = h - mean[:, None]
+    """Leave the moments of a tile's rows, (BLOCK_M,), in the statistics."""
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    places = stats + rows * (2 * TILES) + 2 * column_tile
+    places = stats + rows * (2 * ((D + BLOCK_N - 1) // BLOCK_N)) + 2 * column_tile
     tl.store(places, mean, mask=rows < n)
-    tl.store(places + 1, tl.sum(deviation * deviation, axis=1), mask=rows < n)
+    tl.store(places + 1, squares, mask=rows < n)
 
 
 @triton.jit
 def product(
     x: tl.tensor,
     weight: tl.tensor,
+    bias: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     D: tl.constexpr,
@@ -112,11 +190,11 @@ def product(
     PRECISION: tl.constexpr,
     CACHE: tl.constexpr,
 ) -> tl.tensor:
-    """Rows and columns of x W^T, float32; x is rounded to the weight's dtype."""
+    """Rows and columns of x W^T + b, float32; x is rounded to the weight's dtype."""
     depth = tl.arange(0, BLOCK_K)
     x_tile = x + rows[:, None] * D + depth[None, :]
     weight_tile = weight + columns[None, :] * D + depth[:, None]
-    sums = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    sums = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32) + bias
     for k in range(0, D, BLOCK_K):
         value = tl.load(x_tile + k, cache_modifier=CACHE).to(weight.dtype.element_ty)
         sums = tl.dot(value, tl.load(weight_tile + k), sums, input_precision=PRECISION)
@@ -130,6 +208,7 @@ def normalised_product(
     rstd: tl.tensor,
     table: tl.tensor,
     weight: tl.tensor,
+    bias: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     D: tl.constexpr,
@@ -137,15 +216,15 @@ def normalised_product(
     PRECISION: tl.constexpr,
     CACHE: tl.constexpr,
 ) -> tl.tensor:
-    """Rows and columns of m W^T, float32, with m = (h - mean) rstd a + c; a and c lie at table and table + D."""
+    """Rows and columns of m W^T + b, float32, with m = (h - mean) rstd a + c; a and c lie at table and table + D."""
     depth = tl.arange(0, BLOCK_K)
     h_tile = h + rows[:, None] * D + depth[None, :]
     weight_tile = weight + columns[None, :] * D + depth[:, None]
-    sums = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    sums = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32) + bias
     for k in range(0, D, BLOCK_K):
         value = tl.load(h_tile + k, cache_modifier=CACHE).to(tl.float32)
         a, c = tl.load(table + k + depth)[None, :], tl.load(table + D + k + depth)[None, :]
-        m = ((value - mean) * rstd * a + c).to(weight.dtype.element_ty)
+        m = ((value * rstd - mean * rstd) * a + c).to(weight.dtype.element_ty)
         sums = tl.dot(m, tl.load(weight_tile + k), sums, input_precision=PRECISION)
     return sums
 
@@ -170,16 +249,24 @@ def enter_tile(
     CACHE: tl.constexpr,
 ) -> None:
     """u = x W^T + b, h = u with its statistics, total = 0."""
+    CUT: tl.constexpr = D % BLOCK_N != 0
+    COLUMNS: tl.constexpr = min(BLOCK_N, PART)
+    PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
-    value = product(x, weight, rows, columns, D, BLOCK_K, PRECISION, CACHE) + column_vector(
-        bias, column_tile, D, BLOCK_N
-    )
-    state = value.to(h.dtype.element_ty)
-    places, mask = tile_places(row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
-    tl.store(u + places, value, mask=mask)
-    tl.store(total + places, tl.zeros_like(value), mask=mask)
-    tl.store(h + places, state, mask=mask)
-    store_moments(stats, state, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
+    sums = product(x, weight, 0.0, rows, columns, D, BLOCK_K, PRECISION, CACHE)
+    parts = parts_of(sums, COLUMNS)
+    mean, squares = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    for index in tl.static_range(PARTS):
+        part = column_tile * PARTS + index
+        places, mask = places_of(row_tile, part, n, D, BLOCK_M, COLUMNS, CUT)
+        # The bias comes last: sums that are stored as they are would all leave their registers at once.
+        value = parts[index] + vector_part(bias, part, D, COLUMNS, CUT)
+        state = value.to(h.dtype.element_ty)
+        tl.store(u + places, value, mask=mask)
+        tl.store(total + places, tl.zeros_like(value), mask=mask)
+        tl.store(h + places, state, mask=mask)
+        mean, squares = with_moments(mean, squares, state, part, index * COLUMNS, D, CUT)
+    store_moments(stats, mean, squares, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -201,12 +288,18 @@ def first_tile(
     CACHE: tl.constexpr,
 ) -> None:
     """hidden = silu((LN(h) a + c) W^T + b); table: a | c | gate."""
+    CUT: tl.constexpr = D % BLOCK_N != 0
+    COLUMNS: tl.constexpr = min(BLOCK_N, PART)
+    PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
     mean, rstd = row_moments(stats, rows, D, BLOCK_N, CACHE)
-    value = normalised_product(h, mean, rstd, table, weight, rows, columns, D, BLOCK_K, PRECISION, CACHE)
-    value += column_vector(bias, column_tile, D, BLOCK_N)
-    places, mask = tile_places(row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
-    tl.store(hidden + places, (value * tl.sigmoid(value)).to(hidden.dtype.element_ty), mask=mask)
+    start = vector_part(bias, column_tile, D, BLOCK_N, CUT)
+    sums = normalised_product(h, mean, rstd, table, weight, start, rows, columns, D, BLOCK_K, PRECISION, CACHE)
+    parts = parts_of(sums, COLUMNS)
+    for index in tl.static_range(PARTS):
+        places, mask = places_of(row_tile, column_tile * PARTS + index, n, D, BLOCK_M, COLUMNS, CUT)
+        value = parts[index] * tl.sigmoid(parts[index])
+        tl.store(hidden + places, value.to(hidden.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -228,15 +321,30 @@ def second_tile(
     CACHE: tl.constexpr,
 ) -> None:
     """h <- h + gate (hidden W^T + b), in place, with its statistics; table: a | c | gate."""
+    CUT: tl.constexpr = D % BLOCK_N != 0
+    COLUMNS: tl.constexpr = min(BLOCK_N, PART)
+    PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
-    value = product(hidden, weight, rows, columns, D, BLOCK_K, PRECISION, CACHE)
-    value += column_vector(bias, column_tile, D, BLOCK_N)
-    gate = column_vector(table + 2 * D, column_tile, D, BLOCK_N)
-    places, mask = tile_places(row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
-    before = tl.load(h + places, mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32)
-    state = (before + gate * value).to(h.dtype.element_ty)
-    tl.store(h + places, state, mask=mask)
-    store_moments(stats, state, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
+    start = vector_part(bias, column_tile, D, BLOCK_N, CUT)
+    sums = product(hidden, weight, start, rows, columns, D, BLOCK_K, PRECISION, CACHE)
+    parts = parts_of(sums, COLUMNS)
+    # The next two parts of h are always under way.
+    before = load_part(h, row_tile, column_tile * PARTS, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+    if PARTS > 1:
+        coming = load_part(h, row_tile, column_tile * PARTS + 1, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+    mean, squares = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    for index in tl.static_range(PARTS):
+        part = column_tile * PARTS + index
+        places, mask = places_of(row_tile, part, n, D, BLOCK_M, COLUMNS, CUT)
+        gate = vector_part(table + 2 * D, part, D, COLUMNS, CUT)
+        state = (before.to(tl.float32) + gate * parts[index]).to(h.dtype.element_ty)
+        if index + 1 < PARTS:
+            before = coming
+        if index + 2 < PARTS:
+            coming = load_part(h, row_tile, part + 2, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+        tl.store(h + places, state, mask=mask)
+        mean, squares = with_moments(mean, squares, state, part, index * COLUMNS, D, CUT)
+    store_moments(stats, mean, squares, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -262,20 +370,29 @@ def carry_tile(
     CACHE: tl.constexpr,
 ) -> None:
     """u <- u + step_size (m W^T + b) and total += m with m = LN(h) a + c; next_h = u with its statistics."""
+    CUT: tl.constexpr = D % BLOCK_N != 0
+    COLUMNS: tl.constexpr = min(BLOCK_N, PART)
+    PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
-    mean, rstd = row_moments(stats, rows, D, BLOCK_N, CACHE)
-    places, mask = tile_places(row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
-    # Before the product: after it, the registers are full of sums.
-    a, c = column_vector(table, column_tile, D, BLOCK_N), column_vector(table + D, column_tile, D, BLOCK_N)
-    m = (tl.load(h + places, mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32) - mean) * rstd * a + c
-    tl.store(total + places, tl.load(total + places, mask=mask, other=0.0, cache_modifier=CACHE) + m, mask=mask)
-    value = normalised_product(h, mean, rstd, table, weight, rows, columns, D, BLOCK_K, PRECISION, CACHE)
-    value += column_vector(bias, column_tile, D, BLOCK_N)
-    value = tl.load(u + places, mask=mask, other=0.0, cache_modifier=CACHE) + step_size * value
-    state = value.to(next_h.dtype.element_ty)
-    tl.store(u + places, value, mask=mask)
-    tl.store(next_h + places, state, mask=mask)
-    store_moments(next_stats, state, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
+    h_mean, rstd = row_moments(stats, rows, D, BLOCK_N, CACHE)
+    start = vector_part(bias, column_tile, D, BLOCK_N, CUT)
+    sums = normalised_product(h, h_mean, rstd, table, weight, start, rows, columns, D, BLOCK_K, PRECISION, CACHE)
+    parts = parts_of(sums, COLUMNS)
+    mean, squares = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    for index in tl.static_range(PARTS):
+        part = column_tile * PARTS + index
+        places, mask = places_of(row_tile, part, n, D, BLOCK_M, COLUMNS, CUT)
+        a, c = vector_part(table, part, D, COLUMNS, CUT), vector_part(table + D, part, D, COLUMNS, CUT)
+        m = load_part(h, row_tile, part, n, D, BLOCK_M, COLUMNS, CUT, CACHE).to(tl.float32)
+        m = (m * rstd - h_mean * rstd) * a + c
+        m += load_part(total, row_tile, part, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+        tl.store(total + places, m, mask=mask)
+        value = load_part(u, row_tile, part, n, D, BLOCK_M, COLUMNS, CUT, CACHE) + step_size * parts[index]
+        state = value.to(next_h.dtype.element_ty)
+        tl.store(u + places, value, mask=mask)
+        tl.store(next_h + places, state, mask=mask)
+        mean, squares = with_moments(mean, squares, state, part, index * COLUMNS, D, CUT)
+    store_moments(next_stats, mean, squares, row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
@@ -301,21 +418,26 @@ def exit_tile(
     CACHE: tl.constexpr,
 ) -> None:
     """out = x + step_size ((total + m) W^T + done b) with m = LN(h) a + c."""
+    CUT: tl.constexpr = D % BLOCK_N != 0
+    COLUMNS: tl.constexpr = min(BLOCK_N, PART)
+    PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
     mean, rstd = row_moments(stats, rows, D, BLOCK_N, CACHE)
     depth = tl.arange(0, BLOCK_K)
     row_places = rows[:, None] * D + depth[None, :]
     weight_tile = weight + columns[None, :] * D + depth[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) + vector_part(bias, column_tile, D, BLOCK_N, CUT)
     # The mean over the steps is rounded, not the sum: however many they are, it stays within the range of float16.
     share = 1.0 / done
     for k in range(0, D, BLOCK_K):
-        value = tl.load(h + row_places + k, cache_modifier=CACHE).to(tl.float32)
+        m = tl.load(h + row_places + k, cache_modifier=CACHE).to(tl.float32)
         a, c = tl.load(table + k + depth)[None, :], tl.load(table + D + k + depth)[None, :]
-        value = (value - mean) * rstd * a + c + tl.load(total + row_places + k, cache_modifier=CACHE)
-        value = (value * share).to(weight.dtype.element_ty)
-        sums = tl.dot(value, tl.load(weight_tile + k), sums, input_precision=PRECISION)
-    sums += column_vector(bias, column_tile, D, BLOCK_N)
-    places, mask = tile_places(row_tile, column_tile, n, D, BLOCK_M, BLOCK_N)
-    before = tl.load(x + places, mask=mask, other=0.0, cache_modifier=CACHE)
-    tl.store(out + places, before + step_size * done * sums, mask=mask)
+        m = (m * rstd - mean * rstd) * a + c + tl.load(total + row_places + k, cache_modifier=CACHE)
+        m = (m * share).to(weight.dtype.element_ty)
+        sums = tl.dot(m, tl.load(weight_tile + k), sums, input_precision=PRECISION)
+    parts = parts_of(sums, COLUMNS)
+    for index in tl.static_range(PARTS):
+        part = column_tile * PARTS + index
+        places, mask = places_of(row_tile, part, n, D, BLOCK_M, COLUMNS, CUT)
+        before = load_part(x, row_tile, part, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+        tl.store(out + places, before + step_size * done * parts[index], mask=mask)

@@ -5,7 +5,8 @@ tile. Standard library only: the ahead-of-time compiler, the launchers and the c
 Nothing here was measured on a card yet: the sizes rest on registers and shared memory, which the compiler reports.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 DTypeName = Literal["fp16", "bf16", "fp32"]
@@ -14,7 +15,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # Bytes of dynamic shared memory that one program can have (CUDA C++ Programming Guide, technical specifications).
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 # Largest number of rows of a class; a class has one tile, and one compiled file a kernel.
-ROW_CLASSES: tuple[int | None, ...] = (64, 1024, None)
+ROW_CLASSES: tuple[int | None, ...] = (64, 1024, 4096, None)
 # More rows than this go through the flow in chunks, so that the activations of a chunk stay in the L2 cache.
 CHUNK_ROWS = 8192
 
@@ -55,31 +56,38 @@ def row_bucket(rows: int) -> int:
     return -(-rows // unit) * unit
 
 
+# By row class. Up to 64 rows a launch is a chain of latencies: the smallest tile that tensor cores take, narrow, so
+# that d / 32 multiprocessors share the weights, and deep, so that four loads bring in all of d = 512. Up to 1024 rows:
+# 64 rows are what wgmma takes, and there are about as many tiles as multiprocessors; up to 4096 rows the same holds of
+# 128 x 128. Beyond, the L2 cache sets the pace: 384 operands a K for 128 x 256 results, against 512 for two tiles of
+# 128 x 128, and LayerNorm, which every program of a row of tiles does again, is done half as often. Where a program has
+# 99 KiB, and on Ampere so that two fit, passes are 32 deep.
+_AMPERE = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
+_HOPPER = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3))
+_TILES = {80: _AMPERE, 86: _AMPERE, 89: _AMPERE, 90: _HOPPER, 100: _HOPPER, 120: _AMPERE}
+# float32 is for checking and for TF32: its products take four times the bytes, or no tensor cores at all.
+_FLOAT32 = (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
+
+
 def flow_tile(arch: int, dim: int, rows: int, dtype: DTypeName) -> Tile:
     """The tile of every kernel of a flow.
 
     Args:
-        arch: compute capability times ten; an unknown one gets the tile of the next lower one that is known.
+        arch: compute capability times ten; an unknown one has the tile of the next lower one that is known.
         dim: d, a multiple of 16.
         rows: n.
         dtype: of the products' operands.
     """
-    depth = next(size for size in (64, 32, 16) if dim % size == 0)
-    large = SHARED_MEMORY[max((known for known in ARCHITECTURES if known <= arch), default=80)] > 100 << 10
-    if dtype == "fp32":
-        return (
-            Tile(16, 32, min(depth, 32), 4, 3),
-            Tile(64, 64, min(depth, 32), 4, 3),
-            Tile(64, 64, min(depth, 32), 4, 3),
-        )[row_class(rows)]
-    return (Tile(16, 32, depth, 4, 4), Tile(64, 64, depth, 4, 3), Tile(128, 128, depth, 8, 3 if large else 2))[
-        row_class(rows)
-    ]
+    known = max((each for each in ARCHITECTURES if each <= arch), default=ARCHITECTURES[0])
+    tile = (_FLOAT32 if dtype == "fp32" else _TILES[known])[row_class(rows)]
+    # A cut tile computes columns that are not there: 640 = 2.5 x 256.
+    columns = tile.columns if dim % tile.columns == 0 else min(tile.columns, 128)
+    return replace(tile, columns=columns, depth=math.gcd(tile.depth, dim))
 
 
 def logits_tile(rows: int) -> Tile:
     """The tile of `logits`, on every architecture: a float32 product in three TF32 ones, which takes registers."""
-    return (Tile(16, 32, 16, 4, 3), Tile(64, 64, 16, 4, 3), Tile(64, 64, 16, 4, 3))[row_class(rows)]
+    return Tile(16, 32, 16, 4, 3) if rows <= 64 else Tile(64, 64, 16, 4, 3)
 
 
 def column_tiles(dim: int, tile: Tile) -> int:
