@@ -62,9 +62,11 @@ def row_bucket(rows: int) -> int:
 # 128 x 128. Beyond, the L2 cache sets the pace: 384 operands a K for 128 x 256 results, against 512 for two tiles of
 # 128 x 128, and LayerNorm, which every program of a row of tiles does again, is done half as often. Where a program has
 # 99 KiB, and on Ampere so that two fit, passes are 32 deep.
-_AMPERE = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
-_HOPPER = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3))
-_TILES = {80: _AMPERE, 86: _AMPERE, 89: _AMPERE, 90: _HOPPER, 100: _HOPPER, 120: _AMPERE}
+_SMALL = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4))
+_99_KIB = (*_SMALL, Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3))
+_AMPERE = (*_SMALL, Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
+_HOPPER = (*_SMALL, Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3))
+_TILES = {80: _AMPERE, 86: _99_KIB, 89: _99_KIB, 90: _HOPPER, 100: _HOPPER, 120: _99_KIB}
 # float32 is for checking and for TF32: its products take four times the bytes, or no tensor cores at all.
 _FLOAT32 = (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
 
