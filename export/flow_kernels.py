@@ -109,9 +109,10 @@ def write_kernels(
     except DataError as error:
         raise ConfigError(f"{error} in {dtype}: expected numbers within its range; use --kernel-dtype auto") from error
     report = rounding_error(plan, weights, deployed.read_steps)
-    compile_flow(plan.dim, dtype, options.architectures, on_progress=on_progress).write(staging)
+    compiled = compile_flow(plan.dim, dtype, options.architectures, on_progress=on_progress)
+    compiled.write(staging)
     bundle.write_flow_weights(staging / bundle.FLOW_KERNELS_WEIGHTS, weights)
-    return {"architectures": [f"sm_{arch}" for arch in sorted(options.architectures)], "dtype": dtype}, report
+    return {"architectures": compiled.kernels.architectures, "dtype": dtype}, report
 
 
 def rounding_error(plan: FlowPlan, weights: FlowWeights, read_steps: Sequence[int]) -> dict[str, Any]:

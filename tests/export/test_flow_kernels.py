@@ -150,6 +150,14 @@ def test_inspect_refuses_what_was_altered(name, made):
     assert name in result.stderr.replace("\n", "")
 
 
+def test_inspect_refuses_weights_of_another_scale(made):
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, "logit_scale": 1.0}))
+    result = _invoke("inspect", made)
+    assert result.exit_code == 2
+    assert "weights.safetensors" in result.stderr.replace("\n", "")
+
+
 def test_without_architectures_there_are_no_kernels(run, tmp_path):
     manifest = export_run(run, tmp_path / "bundle")
     assert manifest.kernels is None
@@ -238,6 +246,11 @@ def test_a_width_without_kernels(dim):
         check_compilable(Deployment(plan=_plan(dim), class_embeddings=_classes(dim), flow_weight=1.0))
     with pytest.raises(ConfigError, match="multiples of 16"):
         compile_flow(dim, "fp16", (80,))
+
+
+def test_a_flow_without_a_part_in_the_logits_is_not_compiled():
+    with pytest.raises(ConfigError, match="this run has none"):
+        check_compilable(Deployment(plan=_plan(), class_embeddings=_classes(), flow_weight=0.0))
 
 
 def test_a_flow_that_takes_no_step_has_nothing_to_compile():
