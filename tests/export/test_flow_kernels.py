@@ -139,7 +139,7 @@ def test_inspect_tells_what_was_compiled(made):
     assert "not run where it was exported" in " ".join(_invoke("inspect", made).stdout.split())
 
 
-@pytest.mark.parametrize("name", ["kernels.json", "weights.safetensors", "sm_80/first_64.cubin", "ptx/carry_more.ptx"])
+@pytest.mark.parametrize("name", ["kernels.json", "weights.safetensors", "sm_80/first_64.cubin", "ptx/carry_64.ptx"])
 def test_inspect_refuses_what_was_altered(name, made):
     path = made / "flow/kernels" / name
     data = bytearray(path.read_bytes())
