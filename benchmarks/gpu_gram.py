@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fastfsl import manifold
 from fastfsl.kernels import gram_loss
 
 Shape = tuple[int, int, int]
+Kind = Literal["l1", "squared"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SHAPES: tuple[Shape, ...] = (LONG_GRAM, WIDE_GRAM, LARGE_GRAM, (12, 1024, 512))
@@ -33,11 +35,10 @@ def run(options: Options) -> None:
     shapes = SMALL if options.interpret else SHAPES[:2] if options.quick else SHAPES
     for shape in shapes:
         _time_shape(record, clock, ceilings, shape, "l1", options, everything=True, normalize=True)
-    for kind, normalize, shape in (
-        ("l1", False, shapes[0]),
-        ("squared", True, shapes[0]),
-        *((("squared", True, shapes[2]),) if len(shapes) > 2 else ()),
-    ):
+    others: list[tuple[Kind, bool, Shape]] = [("l1", False, shapes[0]), ("squared", True, shapes[0])]
+    if len(shapes) > 2:
+        others.append(("squared", True, shapes[2]))
+    for kind, normalize, shape in others:
         _time_shape(record, clock, ceilings, shape, kind, options, everything=False, normalize=normalize)
     record.finish()
 
@@ -64,7 +65,7 @@ def loss_and_gradient(loss: Loss) -> Step:
     def step(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         value = loss(features, reference)
         (gradient,) = torch.autograd.grad(value, features, torch.full_like(value, gradient_scale(features)))
-        return value, gradient
+        return value.detach(), gradient
 
     return step
 
@@ -92,7 +93,7 @@ def _time_shape(
     clock: Clock,
     ceilings: Ceilings,
     shape: Shape,
-    kind: str,
+    kind: Kind,
     options: Options,
     *,
     everything: bool,
@@ -152,9 +153,9 @@ def _time_shape(
         record.add(row)
 
 
-def _exact(features: Tensor, reference: Tensor, kind: str, *, normalize: bool) -> tuple[Tensor, Tensor]:
+def _exact(features: Tensor, reference: Tensor, kind: Kind, *, normalize: bool) -> tuple[Tensor, Tensor]:
     def loss(features: Tensor, reference: Tensor) -> Tensor:
-        return manifold.gram_alignment_loss(features, reference, kind, normalize=normalize)  # type: ignore[arg-type]
+        return manifold.gram_alignment_loss(features, reference, kind, normalize=normalize)
 
     return loss_and_gradient(loss)(features.detach().double().requires_grad_(), reference.double())
 
