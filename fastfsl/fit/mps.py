@@ -13,7 +13,8 @@ from fastfsl.data import PRESETS, class_prompts
 from fastfsl.encoders import Encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.mps_objective import PUBLISHED_ALPHA, GramKind, MPSObjective
+from fastfsl.fit.kernel_choice import GramKind
+from fastfsl.fit.mps_objective import PUBLISHED_ALPHA, MPSObjective
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned, check_weight
 from fastfsl.images import open_image
 from fastfsl.manifold import BlendedCLIP

@@ -1,9 +1,9 @@
 """The objective of MPS-Tuning: cross-entropy, manifold alignment and sculpting of the tuned tower."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
-from fastfsl.manifold import (
-    BlendedCLIP,
-    TunedTower,
-    gram_alignment_loss,
-    hierarchical_sculpting_loss,
-    temperature_at,
-)
-
-GramKind = Literal["l1", "squared"]
+from fastfsl.fit.kernel_choice import GramKind, GramLoss, gram_loss_for
+from fastfsl.manifold import BlendedCLIP, TunedTower, hierarchical_sculpting_loss, temperature_at
 
 PUBLISHED_ALPHA = 0.3
 
@@ -37,7 +30,7 @@ class MPSObjective(nn.Module):
         sculpting_weight: λ2.
         align: which Gram matrices are aligned.
         gram: norm of their difference.
-        gram_loss: what computes it, called with (features, reference, kind).
+        gram_loss: what computes it, called with (features, reference, kind); None: what suits the encoder's device.
         temperature: τ at the start and at the end.
         checkpointing: recompute activations instead of keeping them.
 
@@ -58,7 +51,7 @@ class MPSObjective(nn.Module):
         sculpting_weight: float = 0.1,
         align: tuple[str, ...] = ("global", "local"),
         gram: GramKind = "l1",
-        gram_loss: Callable[[Tensor, Tensor, GramKind], Tensor] = gram_alignment_loss,
+        gram_loss: GramLoss | None = None,
         temperature: tuple[float, float] = (0.1, 0.05),
         checkpointing: bool = False,
     ) -> None:
@@ -74,7 +67,7 @@ class MPSObjective(nn.Module):
         self.sculpting_weight = sculpting_weight
         self.align = align
         self.gram: GramKind = gram
-        self.gram_loss = gram_loss
+        self.gram_loss = gram_loss_for(encoder.device) if gram_loss is None else gram_loss
         self.temperature = temperature
 
     def forward(self, inputs: Tensor, progress: float) -> tuple[dict[str, Tensor], Tensor | None]:  # noqa: ARG002  # the contract of objectives
