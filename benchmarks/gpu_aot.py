@@ -33,7 +33,7 @@ DTYPES_OF_BUNDLES: tuple[Dtype, ...] = ("fp16", "bf16")
 # Without machine code for sm_90 the card, which runs no code for sm_80, has to take the PTX.
 ARCHITECTURES, TARGET = (80, 90), "sm_90"
 CLASSES, LOGIT_SCALE = 100, 100.0
-ROWS = 300  # two row classes, and no multiple of a tile
+ROWS = 5000
 CHILD = Path(__file__).with_name("gpu_aot_child.py")
 
 
@@ -118,7 +118,7 @@ def _run_dtype(record: Record, folder: Path, dtype: Dtype) -> None:
         x=x.numpy(),
         exact=exact.cpu().numpy(),
         logits=(LOGIT_SCALE * exact.cpu() @ classes.double().T).numpy(),
-        plain_error=np.float64((plain - exact).norm().item()),
+        plain=plain.cpu().numpy(),
         most_times_plain=np.float64(MOST_TIMES_PLAIN_ERROR),
     )
     for target, kernels in ((TARGET, compiled), (bundle.PTX_TARGET, without(compiled, TARGET))):

@@ -33,7 +33,7 @@ from benchmarks.gpu_record import Options, Record
 Kind = Literal["flow", "gram", "signs"]
 Row = dict[str, Any]
 DIMS = (512, 768, 128, 640, 1024, 1152, 1280)
-ROWS = (1, 3, 17, 64, 130, 1000, 9000)
+ROWS = (1, 3, 17, 64, 130, 1000, 3000, 9000)
 PERSISTENT_ROWS = (1, 17, 64)
 NUM_BLOCKS, NUM_STEPS = 2, 3
 GRAMS = ((3, 5, 768), (4, 197, 768), (2, 257, 512), (2, 2304, 1024), (5, 1, 512))
