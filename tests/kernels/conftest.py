@@ -13,7 +13,7 @@ def random_plan() -> Callable[..., FlowPlan]:
     def make(dim: int, num_blocks: int, num_steps: int, seed: int = 0) -> FlowPlan:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            field = VelocityField(dim, num_blocks).double()
+            field = VelocityField(dim, num_blocks).double().requires_grad_(requires_grad=False)
             for parameter in field.parameters():
                 std = 0.5 / dim**0.5 if parameter.ndim > 1 else 0.1
                 parameter.add_(torch.randn_like(parameter), alpha=std)
