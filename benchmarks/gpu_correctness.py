@@ -20,6 +20,7 @@ from benchmarks.gpu_inputs import (
     Precision,
     distance,
     flow_options,
+    manifold_gram_loss,
     plain_gram_loss,
     poisoned,
     random_features,
@@ -152,7 +153,6 @@ def _fewer_steps(case: Case, plan: Any) -> Row:
 
 def _gram_rows(case: Case) -> Iterator[Row]:
     from benchmarks.gpu_gram import loss_and_gradient
-    from fastfsl import manifold
     from fastfsl.kernels import gram_loss
 
     dtype = DTYPES[case.precision]
@@ -169,7 +169,7 @@ def _gram_rows(case: Case) -> Iterator[Row]:
                     pair = features.to(given).requires_grad_(), reference.to(given)  # noqa: B023 - called in this turn
                     return loss_and_gradient(lambda f, r: loss(f, r, kind, **options))(*pair)  # noqa: B023
 
-                exact = step(manifold.gram_alignment_loss, torch.float64, normalize=normalize)
+                exact = step(manifold_gram_loss, torch.float64, normalize=normalize)
                 plain = step(plain_gram_loss, dtype, normalize=normalize)
                 with poisoned():
                     allow_tf32 = case.precision == "tf32"

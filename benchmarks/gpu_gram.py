@@ -10,9 +10,8 @@ from torch import Tensor
 
 from benchmarks.gpu_bounds import LARGE_GRAM, LONG_GRAM, WIDE_GRAM
 from benchmarks.gpu_clock import Call, CardClock, Ceilings, Clock, DryClock, compare
-from benchmarks.gpu_inputs import distance, plain_gram_loss, random_tokens, timed_dtype
+from benchmarks.gpu_inputs import distance, manifold_gram_loss, plain_gram_loss, random_tokens, timed_dtype
 from benchmarks.gpu_record import Options, Record
-from fastfsl import manifold
 from fastfsl.kernels import gram_loss
 
 Shape = tuple[int, int, int]
@@ -54,7 +53,7 @@ def prepare(options: Options) -> None:
 def compiled_losses(*, dry: bool) -> dict[str, Loss]:
     """Both torch versions by torch.compile."""
     torch._dynamo.reset()  # noqa: SLF001 - documented, and torch.compiler.reset() is the same
-    losses: dict[str, Loss] = {"plain, compiled": plain_gram_loss, "manifold, compiled": manifold.gram_alignment_loss}
+    losses: dict[str, Loss] = {"plain, compiled": plain_gram_loss, "manifold, compiled": manifold_gram_loss}
     backend = "eager" if dry else "inductor"
     return {name: torch.compile(loss, dynamic=False, backend=backend) for name, loss in losses.items()}
 
@@ -111,7 +110,7 @@ def _time_shape(
         "plain, eager": lambda f, r: plain_gram_loss(f, r, kind, normalize=normalize),
     }
     if everything:
-        losses["manifold, eager"] = manifold.gram_alignment_loss
+        losses["manifold, eager"] = manifold_gram_loss
         losses |= compiled_losses(dry=options.interpret)
     exact = _exact(*pairs[0], kind, normalize=normalize)
 
@@ -155,7 +154,7 @@ def _time_shape(
 
 def _exact(features: Tensor, reference: Tensor, kind: Kind, *, normalize: bool) -> tuple[Tensor, Tensor]:
     def loss(features: Tensor, reference: Tensor) -> Tensor:
-        return manifold.gram_alignment_loss(features, reference, kind, normalize=normalize)
+        return manifold_gram_loss(features, reference, kind, normalize=normalize)
 
     return loss_and_gradient(loss)(features.detach().double().requires_grad_(), reference.double())
 

@@ -1,13 +1,17 @@
 """Plans, features and plain torch versions that the sections of the GPU suite share. Nothing in them is zero."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+import fastfsl
 from fastfsl.flow import FlowPlan, VelocityField, normalize
 
 # What the products' operands are; "tf32" is float32 whose products may round their operands.
@@ -106,6 +110,22 @@ def random_tokens(
     scale = drift * (dim / 2) ** 0.5 * (torch.pi / 2) ** 0.5
     features = normalize(reference + scale * direction)
     return features.to(dtype), reference.to(dtype)
+
+
+def _manifold_gram() -> Any:
+    """`fastfsl.manifold.gram` by its file: the package's other modules need open_clip, which a card may be without."""
+    name = "fastfsl_manifold_gram"
+    if name not in sys.modules:
+        (folder,) = fastfsl.__path__
+        spec = importlib.util.spec_from_file_location(name, Path(folder) / "manifold" / "gram.py")
+        if spec is None or spec.loader is None:
+            raise ImportError(f"expected manifold/gram.py in {folder}")
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # where torch.compile looks for it
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+manifold_gram_loss = _manifold_gram().gram_alignment_loss
 
 
 def plain_gram_loss(features: Tensor, reference: Tensor, kind: str = "l1", *, normalize: bool = True) -> Tensor:

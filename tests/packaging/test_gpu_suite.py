@@ -148,6 +148,23 @@ def test_the_flow_does_as_many_operations_as_its_launches(load):
     assert len(launches) == size.num_products == 251
 
 
+def test_the_sections_need_no_more_than_a_card_has(checkout):
+    # Where cards are lent there is torch, triton and numpy, no CLIP library and no command line.
+    absent = ("open_clip", "torchvision", "typer", "rich", "pydantic", "accelerate", "sklearn")
+    code = f"""
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, {str(checkout)!r})
+for section in ("correctness", "flow", "gram", "aot", "determinism", "sanitizer", "sweep"):
+    importlib.import_module(f"benchmarks.gpu_{{section}}")
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
 @pytest.mark.slow
 def test_the_suite_runs_in_the_interpreter(checkout, tmp_path):
     command = [sys.executable, "benchmarks/gpu_suite.py", "--interpret", "--quick", "--out", str(tmp_path)]
