@@ -2,7 +2,7 @@
 
 The flow's kernels at the demo's width (128) and at 512 within three minutes on two cores, and again: every byte has to
 be the same. Then those of the Gram loss at 768. None may spill or need more shared memory than its card has
-(`fastfsl.kernels.aot` refuses them), sm_90 has to use wgmma in large tiles, and no path may be inside.
+(`fastfsl.kernels.aot_jobs` refuses them), sm_90 has to use wgmma in large tiles, and no path may be inside.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from fastfsl.errors import ConfigError
 from fastfsl.kernels import gram_tiles
-from fastfsl.kernels.aot import Built, Job, compile_jobs, flow_jobs
+from fastfsl.kernels.aot import flow_jobs
+from fastfsl.kernels.aot_jobs import Built, Job, check_budgets, compile_jobs
 from fastfsl.kernels.tiles import ARCHITECTURES, SHARED_MEMORY
 
 MOST_SECONDS = 180
@@ -55,6 +56,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             found = compile_jobs(jobs)
+            check_budgets(found)
         except ConfigError as error:
             problems.append(str(error))
             continue

@@ -1,6 +1,6 @@
 """A process that compiles kernels: a job a line on its standard input, an answer a line on its standard output.
 
-`fastfsl.kernels.aot` starts it with an environment of its own, because Triton reads dozens of variables, some of them
+`fastfsl.kernels.aot_jobs` starts it with an environment of its own, because Triton reads dozens of variables, some
 when it is imported. A job names the module of a family of kernels, which has the functions (`FLOW`), the kinds of their
 parameters (`KINDS`) and their compile-time constants (`constants`).
 """
@@ -32,10 +32,10 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     """Compile a kernel for an architecture; no card is needed.
 
     Args:
-        job: the fields of `fastfsl.kernels.aot.Job`.
+        job: the fields of `fastfsl.kernels.aot_jobs.Job`.
 
     Returns:
-        The fields of `fastfsl.kernels.aot.Built`, the cubin in base 64.
+        The fields of `fastfsl.kernels.aot_jobs.Built`, the cubin in base 64.
     """
     family, tile = importlib.import_module(job["family"]), Tile(**job["tile"])
     function, constants = family.FLOW[job["kernel"]], family.constants(job["kernel"], job["dim"], tile)

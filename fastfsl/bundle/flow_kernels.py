@@ -421,7 +421,7 @@ _KERNEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tile": ("an object", lambda v: isinstance(v, dict)),
     "arguments": ("a list of [name, pointer, int32 or float32]", _is_arguments),
     "registers": ("a whole number from 1 to 255 or null", _or_none(_within(1, 255))),
-    "stack": ("0 or null: these kernels use no local memory", _or_none(_within(0, 0))),
+    "stack": ("a whole number up to 65536 or null", _or_none(_within(0, 65536))),
     "cooperative": ("true or false", lambda v: isinstance(v, bool)),
 }
 _TILE: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -14,7 +14,8 @@ import pytest
 from fastfsl import bundle
 from fastfsl.errors import ConfigError
 from fastfsl.kernels import aot
-from fastfsl.kernels.aot import Built, Job, check_budgets, compile_flow, compile_jobs, parse_architectures
+from fastfsl.kernels.aot import compile_flow, parse_architectures
+from fastfsl.kernels.aot_jobs import Built, Job, check_budgets, compile_jobs
 from fastfsl.kernels.tiles import ARCHITECTURES, ROW_CLASSES, SHARED_MEMORY, Tile, flow_tile
 
 SMALL = Tile(16, 32, 32, 4, 2)
@@ -162,6 +163,16 @@ def test_a_kernel_over_budget_is_refused(changes, words):
     check_budgets({job: replace(_fake(job), shared_memory=163 << 10)})
     with pytest.raises(ConfigError, match="expected at most 101376"):
         check_budgets({job: replace(_fake(job), shared_memory=163 << 10)}, card=86)
+
+
+def test_a_flow_over_budget_is_refused(monkeypatch):
+    def compiled(jobs, on_progress=None):
+        return {job: replace(_fake(job), stack=8 if job.arch == 90 else 0) for job in jobs}
+
+    monkeypatch.setattr(aot, "compile_jobs", compiled)
+    with pytest.raises(ConfigError, match="for sm_90.* 8 bytes of local memory"):
+        compile_flow(128, "fp16", (80, 90))
+    assert compile_flow(128, "fp16", (80,)).kernels.architectures == ["sm_80"]
 
 
 def test_ptx_has_to_fit_the_smallest_card(monkeypatch):
