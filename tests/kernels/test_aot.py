@@ -170,7 +170,7 @@ def test_a_flow_over_budget_is_refused(monkeypatch):
         return {job: replace(_fake(job), stack=8 if job.arch == 90 else 0) for job in jobs}
 
     monkeypatch.setattr(aot, "compile_jobs", compiled)
-    with pytest.raises(ConfigError, match="for sm_90.* 8 bytes of local memory"):
+    with pytest.raises(ConfigError, match=r"for sm_90.* 8 bytes of local memory"):
         compile_flow(128, "fp16", (80, 90))
     assert compile_flow(128, "fp16", (80,)).kernels.architectures == ["sm_80"]
 
