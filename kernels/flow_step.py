@@ -11,12 +11,15 @@ Reference: fastfsl.flow.plan.plan_states.
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastfsl.errors import ConfigError, DeviceError, ShapeError
 from fastfsl.kernels.flow_executor import DTYPES, INTERPRETED, FlowExecutor, Plan
+from fastfsl.kernels.flow_persistent import MAX_ROWS, MAX_STEPS
+from fastfsl.kernels.tiles import PERSISTENT_ROWS
 
 # By the plan's id, for as long as the plan lives.
 _EXECUTORS: dict[int, dict[tuple[torch.dtype, torch.device, bool], FlowExecutor]] = {}
@@ -30,6 +33,7 @@ def euler_flow(
     *,
     dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
+    persistent: bool | Literal["auto"] = "auto",
 ) -> Tensor:
     """Carry features along the flow: x_M of a plan's Euler steps.
 
@@ -41,18 +45,20 @@ def euler_flow(
             float32 always. If None, the dtype of x if that has 16 bits, else that of the plan if that has, else
             float32: no precision is lost unasked.
         allow_tf32: float32 products may round their operands to 10 bits of mantissa.
+        persistent: the whole flow in one cooperative launch, of at most 64 rows and 30 steps; "auto": where
+            `kernels.tiles` has it measured to be faster.
 
     Returns:
         x_M, (n, d), not normalised, in the dtype of x.
 
     Raises:
         ShapeError: x is not a floating-point (n, d).
-        ConfigError: the plan does not have these steps, d is not a multiple of 16, the dtype is another one, or x
-            requires a gradient: the flow is for inference.
+        ConfigError: the plan does not have these steps, d is not a multiple of 16, the dtype is another one, x
+            requires a gradient (the flow is for inference), or there is too much for one launch.
         DeviceError: x is not on a card.
     """
     steps = plan.num_steps if num_steps is None else num_steps
-    return flow_states(plan, x, (steps,), dtype=dtype, allow_tf32=allow_tf32)[0]
+    return flow_states(plan, x, (steps,), dtype=dtype, allow_tf32=allow_tf32, persistent=persistent)[0]
 
 
 def flow_states(
@@ -62,6 +68,7 @@ def flow_states(
     *,
     dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
+    persistent: bool | Literal["auto"] = "auto",
 ) -> list[Tensor]:
     """The states after some of the plan's Euler steps, each (n, d) in the dtype of x; 0 is x itself.
 
@@ -71,6 +78,7 @@ def flow_states(
         read_steps: ascending, in 0..M; nothing is computed after the last.
         dtype: as for `euler_flow`.
         allow_tf32: as for `euler_flow`.
+        persistent: as for `euler_flow`.
 
     Raises:
         ShapeError, ConfigError, DeviceError: as for `euler_flow`.
@@ -80,13 +88,20 @@ def flow_states(
     if dtype is None:
         dtype = next((each for each in (x.dtype, plan.input_weight.dtype) if each.itemsize == 2), torch.float32)
     _check_device(x.device, dtype)
+    fits = len(x) <= MAX_ROWS and steps[-1] <= MAX_STEPS
+    if persistent is True and not fits:
+        raise ConfigError(
+            f"expected at most {MAX_ROWS} rows and {MAX_STEPS} steps for a flow in one launch, got {len(x)} and "
+            f"{steps[-1]}; leave `persistent` out"
+        )
     moving = tuple(step for step in steps if step > 0)
     states = [x] if steps[0] == 0 else []
     if not moving or not len(x):
         return states + [x] * len(moving)
+    in_one = persistent is True or (persistent == "auto" and fits and len(x) <= PERSISTENT_ROWS)
     with torch.no_grad():
         executor = _executor(plan, dtype, x.device, allow_tf32=allow_tf32)
-        return states + list(executor.states(x, moving).to(x.dtype).unbind())
+        return states + list(executor.states(x, moving, persistent=in_one).to(x.dtype).unbind())
 
 
 def _executor(plan: Plan, dtype: torch.dtype, device: torch.device, *, allow_tf32: bool) -> FlowExecutor:

@@ -16,6 +16,9 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 # Largest number of rows of a class; a class has one tile, and one compiled file a kernel.
 ROW_CLASSES: tuple[int | None, ...] = (64, 1024, 4096, None)
+# Up to so many rows a flow is one launch with waits between its phases, unless the caller says otherwise. None: nothing
+# has been measured on a card yet, and a graph of launches cannot hang.
+PERSISTENT_ROWS = 0
 # More rows than this go through the flow in chunks, so that the activations of a chunk stay in the L2 cache.
 CHUNK_ROWS = 8192
 
@@ -66,7 +69,9 @@ _SMALL = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4))
 _99_KIB = (*_SMALL, Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3))
 _AMPERE = (*_SMALL, Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
 _HOPPER = (*_SMALL, Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3))
-_TILES = {80: _AMPERE, 86: _99_KIB, 89: _99_KIB, 90: _HOPPER, 100: _HOPPER, 120: _99_KIB}
+# The tensor cores of sm_100 keep their sums elsewhere; the compiler then spends few registers, and spills some at 64.
+_SM_100 = (_HOPPER[0], Tile(64, 64, 32, 4, 4), *_HOPPER[2:])
+_TILES = {80: _AMPERE, 86: _99_KIB, 89: _99_KIB, 90: _HOPPER, 100: _SM_100, 120: _99_KIB}
 # float32 is for checking and for TF32: its products take four times the bytes, or no tensor cores at all.
 _FLOAT32 = (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
 
@@ -85,6 +90,12 @@ def flow_tile(arch: int, dim: int, rows: int, dtype: DTypeName) -> Tile:
     # A cut tile computes columns that are not there: 640 = 2.5 x 256.
     columns = tile.columns if dim % tile.columns == 0 else min(tile.columns, 128)
     return replace(tile, columns=columns, depth=math.gcd(tile.depth, dim))
+
+
+def persistent_tile(dim: int, dtype: DTypeName) -> Tile:
+    """The tile of the flow in one launch, which has the registers of all phases: that of few rows with more warps."""
+    tile = Tile(16, 32, 32, 4, 3) if dtype == "fp32" else Tile(16, 32, 128, 8, 4)
+    return replace(tile, depth=math.gcd(tile.depth, dim))
 
 
 def logits_tile(rows: int) -> Tile:

@@ -131,12 +131,14 @@ def test_rows_beyond_the_last_are_left_alone(random_plan, monkeypatch, tile):
     clean, poisoned = executor.buffers(n, 1), executor.buffers(space, 1)
     x = features(n, 144, torch.float32)
     for buffers in (clean, poisoned):
-        for buffer in buffers.values():
-            buffer.fill_(torch.nan)
+        for name in buffers.keys() - {"arrived"}:
+            buffers[name].fill_(torch.nan)
         buffers["x"][: x.numel()] = x.flatten()
         executor.launch(buffers, n, (2,))
     assert not clean["states"].isnan().any()
     for name, buffer in poisoned.items():
+        if name in {"h", "stats", "arrived"}:  # two of the others in one, and a counter
+            continue
         assert torch.equal(buffer[: len(clean[name])], clean[name]), name
         assert buffer[len(clean[name]) :].isnan().all(), name
 
