@@ -31,11 +31,11 @@ from benchmarks.gpu_inputs import (
 from benchmarks.gpu_processes import NO_TIME, run_each
 from benchmarks.gpu_record import Options, Record
 
-Kind = Literal["flow", "gram", "signs"]
+Kind = Literal["flow", "persistent", "gram", "signs"]
 Row = dict[str, Any]
 DIMS = (512, 768, 128, 640, 1024, 1152, 1280)
 ROWS = (1, 3, 17, 64, 130, 1000, 3000, 9000)
-PERSISTENT_ROWS = (1, 17, 64)
+PERSISTENT_ROWS, PERSISTENT_DIMS = (1, 17, 64), (512, 768, 1280)
 NUM_BLOCKS, NUM_STEPS = 2, 3
 GRAMS = ((3, 5, 768), (4, 197, 768), (2, 257, 512), (2, 2304, 1024), (5, 1, 512))
 GRAM_KINDS: tuple[Literal["l1", "squared"], ...] = ("l1", "squared")
@@ -91,6 +91,7 @@ def cases(options: Options) -> Iterator[Case]:
     if options.interpret:
         for precision in ("fp32", "fp16"):
             yield Case("flow", precision, ((1, 128), (17, 128)), "cpu")
+            yield Case("persistent", precision, ((3, 128),), "cpu")
             yield Case("gram", precision, ((2, 5, 128),), "cpu")
         yield Case("signs", "fp16", ((1, 17, 128),), "cpu")
         return
@@ -102,6 +103,8 @@ def cases(options: Options) -> Iterator[Case]:
             yield Case("gram", precision, (shape,), "cuda")
     for dim in DIMS[:1] if options.quick else DIMS:
         for precision in precisions:
+            if dim in PERSISTENT_DIMS:
+                yield Case("persistent", precision, tuple((rows, dim) for rows in PERSISTENT_ROWS), "cuda")
             yield Case("flow", precision, tuple((rows, dim) for rows in ROWS), "cuda")
 
 
@@ -115,7 +118,7 @@ def _here(waiting: list[Case]) -> Iterator[tuple[int, list[Row] | None, str | No
 
 def rows(case: Case) -> Iterator[Row]:
     """Compute a case."""
-    compute = {"flow": _flow_rows, "gram": _gram_rows, "signs": _sign_rows}[case.kind]
+    compute = {"flow": _flow_rows, "persistent": _flow_rows, "gram": _gram_rows, "signs": _sign_rows}[case.kind]
     with tf32(case.precision):
         yield from compute(case)
 
@@ -126,17 +129,19 @@ def _flow_rows(case: Case) -> Iterator[Row]:
 
     dim = case.shapes[0][1]
     plan = random_plan(dim, NUM_BLOCKS, NUM_STEPS, seed=dim, precision=case.precision).to(case.device)
-    how = flow_options(case.precision)
+    how, persistent = flow_options(case.precision), case.kind == "persistent"
     exact_plan, plain_plan = plan.to(dtype=torch.float64), plan.to(dtype=DTYPES[case.precision])
     for count, _ in case.shapes:
         first, x = (random_features(count, dim, seed, case.precision).to(case.device) for seed in (count, count + 1))
         exact = run_plan(exact_plan, x.double())
         plain_error = distance(run_plan(plain_plan, x.to(DTYPES[case.precision])), exact, x)
         with poisoned():
-            euler_flow(plan, first, **how)
-            out = euler_flow(plan, x, **how)
-        yield _judged("flow", case.precision, [count, dim], distance(out, exact, x), plain_error)
-    yield _fewer_steps(case, plan)
+            euler_flow(plan, first, **how, persistent=persistent)
+            out = euler_flow(plan, x, **how, persistent=persistent)
+        name = "flow in one launch" if persistent else "flow"
+        yield _judged(name, case.precision, [count, dim], distance(out, exact, x), plain_error)
+    if not persistent:
+        yield _fewer_steps(case, plan)
 
 
 def _fewer_steps(case: Case, plan: Any) -> Row:

@@ -29,7 +29,9 @@ def run(options: Options) -> None:
         plan = random_plan(dim, 2, 3, dim, precision).to(options.device)
         x = random_features(rows, dim, 5, precision).to(options.device)
         how = flow_options(precision)
-        _repeat(record, f"flow, {precision}, ({rows}, {dim})", lambda: (euler_flow(plan, x, **how),), options)  # noqa: B023
+        for persistent in (False, True) if rows <= 64 else (False,):
+            name = f"flow{' in one launch' if persistent else ''}, {precision}, ({rows}, {dim})"
+            _repeat(record, name, lambda: (euler_flow(plan, x, **how, persistent=persistent),), options)  # noqa: B023
     dtype = timed_dtype(options.device)
     for shape in ((1, 5, 128),) if options.interpret else GRAMS:
         for kind in ("l1", "squared"):

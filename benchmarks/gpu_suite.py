@@ -11,6 +11,7 @@ a figure that misses its bound is reported, no error. fastfsl need not be instal
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import runpy
@@ -117,8 +118,9 @@ def _run_section(chosen: argparse.Namespace, name: str, seconds: float) -> str:
     try:
         code = process.wait(seconds + GRACE)
     except subprocess.TimeoutExpired:
-        _end([process], wait=0.0)
         return f"cut off after {seconds + GRACE:.0f} s"
+    finally:
+        _end([process], wait=0.0)
     return "done" if code == 0 else f"ended with code {code}"
 
 
@@ -144,11 +146,11 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], wait: float) -> None:
     """Wait for processes, and then end them with all that they started."""
     end = time.monotonic() + wait
     for process in processes:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(end - time.monotonic(), 0.0))
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):  # what it leaves behind keeps the card busy
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 def _names(text: str) -> tuple[str, ...]:
