@@ -16,8 +16,8 @@ from pathlib import Path
 from fastfsl.errors import ConfigError
 from fastfsl.kernels import gram_tiles
 from fastfsl.kernels.aot import flow_jobs
-from fastfsl.kernels.aot_jobs import Built, Job, check_budgets, compile_jobs
-from fastfsl.kernels.tiles import ARCHITECTURES, SHARED_MEMORY
+from fastfsl.kernels.aot_jobs import PERSISTENT_FAMILY, Built, Job, check_budgets, compile_jobs
+from fastfsl.kernels.tiles import ARCHITECTURES, SHARED_MEMORY, persistent_tile
 
 MOST_SECONDS = 180
 # wgmma multiplies 64 rows at a time; smaller tiles are left to the older instruction.
@@ -48,6 +48,9 @@ def main() -> int:
         for arch in ARCHITECTURES
         for variant in gram_tiles.gram_variants(arch, options.dtype, dim)
     ]
+    for dim in options.dims:
+        tile = persistent_tile(dim, options.dtype)
+        flow += [Job("persistent", dim, options.dtype, arch, tile, True, PERSISTENT_FAMILY) for arch in ARCHITECTURES]
     problems = []
     built: dict[Job, Built] = {}
     for what, jobs in (("flow", flow), ("flow, again", [] if options.once else flow[::-1]), ("Gram", gram)):

@@ -24,6 +24,7 @@ from fastfsl.errors import ConfigError
 from fastfsl.kernels.tiles import SHARED_MEMORY, Tile
 
 FLOW_FAMILY: Final = "fastfsl.kernels.flow_kernels"
+PERSISTENT_FAMILY: Final = "fastfsl.kernels.flow_persistent"
 # Each worker holds some hundred MB.
 _MOST_WORKERS: Final = 16
 _LOG: Final = "log"

@@ -40,7 +40,8 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     family, tile = importlib.import_module(job["family"]), Tile(**job["tile"])
     function, constants = family.FLOW[job["kernel"]], family.constants(job["kernel"], job["dim"], tile)
     operand = f"*{job['dtype']}"
-    types = {"float32": "*fp32", "weight": operand, "state": operand, "int32": "i32", "scalar": "fp32"}
+    types = {"float32": "*fp32", "weight": operand, "state": operand, "counters": "*i32"}
+    types |= {"int32": "i32", "scalar": "fp32"}
     signature = {name: "constexpr" if name in constants else types[family.KINDS[name]] for name in function.arg_names}
     pointers = [index for index, kind in enumerate(signature.values()) if kind.startswith("*")]
     options: dict[str, Any] = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

@@ -26,9 +26,9 @@ from fastfsl.kernels.tiles import Tile
 # Of torch.nn.functional.normalize.
 LENGTH_EPS: Final = tl.constexpr(1e-12)
 
-Kind = Literal["float32", "weight", "state", "int32", "scalar"]
-# What a parameter of a kernel is: a pointer to float32, to the products' dtype or to that of h, or a number, int32 or
-# float32 ("scalar"). The launchers and the ahead-of-time compiler derive types from it.
+Kind = Literal["float32", "weight", "state", "counters", "int32", "scalar"]
+# What a parameter of a kernel is: a pointer to float32, to the products' dtype, to that of h or to int32 ("counters"),
+# or a number, int32 or float32 ("scalar"). The launchers and the ahead-of-time compiler derive types from it.
 KINDS: Final[dict[str, Kind]] = {
     "x": "float32",
     "weight": "weight",

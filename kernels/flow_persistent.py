@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastfsl.kernels.flow_kernels import constants
+from fastfsl.kernels.flow_kernels import KINDS as FLOW_KINDS
+from fastfsl.kernels.flow_kernels import Kind, constants
 from fastfsl.kernels.flow_tiles import carry_tile, enter_tile, exit_tile, first_tile, second_tile
 from fastfsl.kernels.tiles import Tile, column_tiles
 
@@ -126,6 +127,18 @@ def persistent_kernel(
     if tl.atomic_add(arrived + 1, 1, sem="acq_rel", scope="gpu") == programs - 1:
         tl.store(arrived, 0)
         tl.store(arrived + 1, 0)
+
+
+# What the ahead-of-time compiler reads, as in `flow_kernels`.
+FLOW: Final[dict[str, Any]] = {"persistent": persistent_kernel}
+KINDS: Final[dict[str, Kind]] = {
+    **FLOW_KINDS,
+    **dict.fromkeys(("input_weight", "first_weight", "second_weight", "output_weight", "carry_weight"), "weight"),
+    **dict.fromkeys(("input_bias", "first_bias", "second_bias", "output_bias", "carry_bias"), "float32"),
+    **dict.fromkeys(("block_table", "final_table", "states"), "float32"),
+    **dict.fromkeys(("num_blocks", "num_steps", "read_bits"), "int32"),
+    "arrived": "counters",
+}
 
 
 def launch_persistent(

@@ -13,7 +13,7 @@ import pytest
 
 from fastfsl import bundle
 from fastfsl.errors import ConfigError
-from fastfsl.kernels import aot
+from fastfsl.kernels import aot, flow_kernels, flow_persistent
 from fastfsl.kernels.aot import compile_flow, parse_architectures
 from fastfsl.kernels.aot_jobs import Built, Job, check_budgets, compile_jobs
 from fastfsl.kernels.tiles import ARCHITECTURES, ROW_CLASSES, SHARED_MEMORY, Tile, flow_tile
@@ -83,6 +83,14 @@ def test_equal_jobs_are_compiled_once():
 
 
 # ----------------------------------------------------------------------------------------- without compiling anything
+
+
+@pytest.mark.parametrize("family", [flow_kernels, flow_persistent])
+def test_every_parameter_has_a_kind(family):
+    for name, function in family.FLOW.items():
+        constants = family.constants(name, 128, SMALL)
+        assert set(function.arg_names) - set(constants) <= set(family.KINDS)
+        assert set(constants) <= set(function.arg_names)
 
 
 def _fake(job: Job) -> Built:
