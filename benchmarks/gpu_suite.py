@@ -4,7 +4,7 @@ It checks every kernel and dtype against float64, times the flow, the Gram loss 
 repeats runs bit for bit, and looks for races and stray accesses. DIR gets one JSON file a section, to be copied into
 benchmarks/results/, where tables.py finds them. Each section is a process of its own with a time of its own, so that a
 fault of one, or a kernel that never ends, leaves the others their results. The exit code is 1 for wrong results alone:
-a figure that misses its bound is reported, no error. fastfsl need not be installed.
+a figure that misses its bound is reported, no error. It is 2 where nothing ran. fastfsl need not be installed.
 
     --interpret --quick     the same code in Triton's interpreter, small, on a machine without a card
     --only sweep            which tile is best by number of rows, to set kernels/tiles.py from
@@ -58,6 +58,7 @@ SECTIONS = {
 DEFAULT = tuple(name for name in SECTIONS if name != "sweep")
 # Of these the compiled versions of torch are prepared beside the correctness section, which is not timed.
 COMPILED = ("flow", "gram")
+NO_CARD = 3  # exit code of a section
 GRACE = 5.0  # seconds past its own time that a section is given to end by itself
 
 
@@ -95,12 +96,18 @@ def main() -> int:
         prepared = []
     text, wrong = summary(chosen.out, outcomes, {name for name in chosen.only if SECTIONS[name].judges})
     print(text, flush=True)
+    if all(outcome.startswith("not run") for outcome in outcomes.values()):
+        return 2
     return int(wrong)
 
 
 def _run_here(chosen: argparse.Namespace) -> None:
+    import torch
+
     from benchmarks.gpu_record import Options
 
+    if not chosen.interpret and not torch.cuda.is_available():
+        sys.exit(NO_CARD)
     options = Options(chosen.out, chosen.seconds, chosen.quick, chosen.interpret, chosen.commit)
     module: Any = importlib.import_module(f"benchmarks.{SECTIONS[chosen.section or chosen.prepare].module}")
     (module.run if chosen.section else module.prepare)(options)
@@ -121,7 +128,7 @@ def _run_section(chosen: argparse.Namespace, name: str, seconds: float) -> str:
         return f"cut off after {seconds + GRACE:.0f} s"
     finally:
         _end([process], wait=0.0)
-    return "done" if code == 0 else f"ended with code {code}"
+    return {0: "done", NO_CARD: "not run: no card"}.get(code, f"ended with code {code}")
 
 
 def _prepare(chosen: argparse.Namespace) -> list[subprocess.Popen[bytes]]:

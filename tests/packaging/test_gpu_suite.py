@@ -165,6 +165,15 @@ for section in ("correctness", "flow", "gram", "aot", "determinism", "sanitizer"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
+def test_without_a_card_nothing_is_run(checkout, tmp_path):
+    command = [sys.executable, "benchmarks/gpu_suite.py", "--only", "flow", "--out", str(tmp_path)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "flow: not run: no card" in done.stdout
+    assert json.loads((tmp_path / "gpu_suite.json").read_text())["made_with"] is None
+
+
 @pytest.mark.slow
 def test_the_suite_runs_in_the_interpreter(checkout, tmp_path):
     command = [sys.executable, "benchmarks/gpu_suite.py", "--interpret", "--quick", "--out", str(tmp_path)]
