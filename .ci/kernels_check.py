@@ -99,6 +99,8 @@ def _problems(built: dict[Job, Built]) -> Iterator[str]:
         large = job.arch == 90 and job.tile.rows >= WGMMA_ROWS and job.kernel.split()[0] not in WITHOUT_WGMMA
         if large and "wgmma.mma_async" not in one.ptx:
             yield f"{_name(job)}: expected wgmma"
+        if f".reqntid {32 * job.tile.warps}\n" not in one.ptx:
+            yield f"{_name(job)}: expected {job.tile.warps} warps"
         for data in (one.cubin, one.ptx.encode()):
             found = PATHS.search(data) or re.search(re.escape(os.fsencode(Path.home())), data)
             if found:

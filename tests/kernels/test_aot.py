@@ -40,6 +40,7 @@ def test_a_kernel_is_compiled_as_it_is_launched(built):
     assert (second.stack, second.scratch) == (0, 0)
     assert 16 < second.registers <= 255
     assert 2 * 32 * (16 + 32) <= second.shared_memory <= SHARED_MEMORY[80]  # the operands of a pass, in 16 bits
+    assert f".reqntid {32 * SMALL.warps}\n" in second.ptx
     # After the arguments come two scratch pointers, and nothing else.
     assert second.ptx.count(f".param .u64 .ptr .global .align 1 {second.entry}_param_") == 6 + 2
     assert set(second.compiler) >= {"triton", "ptxas"}
