@@ -299,5 +299,5 @@ def constants(kernel: str, dim: int, tile: Tile, *, allow_tf32: bool = False) ->
     """
     precision = "tf32" if allow_tf32 else "tf32x3" if kernel == "logits" else "ieee"
     # `enter` and `exit` read float32 rows, twice the bytes: half the depth, in the same shared memory.
-    depth = min(tile.depth, 32) if kernel in {"enter", "exit"} else tile.depth
+    depth = max(tile.depth // 2, 16) if kernel in {"enter", "exit"} else tile.depth
     return {"D": dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": depth, "PRECISION": precision}

@@ -325,12 +325,13 @@ def second_tile(
     COLUMNS: tl.constexpr = min(BLOCK_N, PART)
     PARTS: tl.constexpr = BLOCK_N // COLUMNS
     rows, columns = clamped(row_tile, n, BLOCK_M), clamped(column_tile, D, BLOCK_N)
+    # The next two parts of h are always under way; of a narrow tile all of it, from the beginning.
+    if PARTS == 1:
+        before = load_part(h, row_tile, column_tile, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
     start = vector_part(bias, column_tile, D, BLOCK_N, CUT)
-    sums = product(hidden, weight, start, rows, columns, D, BLOCK_K, PRECISION, CACHE)
-    parts = parts_of(sums, COLUMNS)
-    # The next two parts of h are always under way.
-    before = load_part(h, row_tile, column_tile * PARTS, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
+    parts = parts_of(product(hidden, weight, start, rows, columns, D, BLOCK_K, PRECISION, CACHE), COLUMNS)
     if PARTS > 1:
+        before = load_part(h, row_tile, column_tile * PARTS, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
         coming = load_part(h, row_tile, column_tile * PARTS + 1, n, D, BLOCK_M, COLUMNS, CUT, CACHE)
     mean, squares = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     for index in tl.static_range(PARTS):

@@ -60,12 +60,12 @@ def row_bucket(rows: int) -> int:
 
 
 # By row class. Up to 64 rows a launch is a chain of latencies: the smallest tile that tensor cores take, narrow, so
-# that d / 32 multiprocessors share the weights, and deep, so that four loads bring in all of d = 512. Up to 1024 rows:
+# that d / 32 multiprocessors share the weights, and deep, so that all of d = 512 is under way at once. Up to 1024 rows:
 # 64 rows are what wgmma takes, and there are about as many tiles as multiprocessors; up to 4096 rows the same holds of
 # 128 x 128. Beyond, the L2 cache sets the pace: 384 operands a K for 128 x 256 results, against 512 for two tiles of
 # 128 x 128, and LayerNorm, which every program of a row of tiles does again, is done half as often. Where a program has
 # 99 KiB, and on Ampere so that two fit, passes are 32 deep.
-_SMALL = (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4))
+_SMALL = (Tile(16, 32, 256, 4, 3), Tile(64, 64, 64, 4, 4))
 _99_KIB = (*_SMALL, Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3))
 _AMPERE = (*_SMALL, Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
 _HOPPER = (*_SMALL, Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3))
