@@ -28,7 +28,7 @@ from fastfsl.fit.train import train
 from fastfsl.flow import FlowPlan, VelocityField, build_plan
 from fastfsl.kernels import aot
 from fastfsl.kernels.aot import compile_flow
-from fastfsl.kernels.tiles import Tile
+from fastfsl.kernels.tiles import flow_tile, logits_tile
 from fastfsl.runtime import Classifier
 
 CLASSES, DIM = 4, 128
@@ -64,9 +64,9 @@ def exported(run, tmp_path_factory) -> tuple[Path, list[tuple[str, int, int]]]:
     stages: list[tuple[str, int, int]] = []
     folder = tmp_path_factory.mktemp("exported") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        # One small tile for all: an eighth of the compilations.
-        patch.setattr(aot, "flow_tile", lambda *_: Tile(16, 32, 32, 4, 2))
-        patch.setattr(aot, "logits_tile", lambda _: Tile(16, 32, 16, 4, 2))
+        # The tile of few rows for all: a quarter of the compilations, and the quick ones.
+        patch.setattr(aot, "flow_tile", lambda arch, dim, rows, dtype: flow_tile(arch, dim, 1, dtype))
+        patch.setattr(aot, "logits_tile", lambda rows: logits_tile(1))
         export_run(run, folder, kernels=SM_80, on_stage=lambda *stage: stages.append(stage))
     return folder, stages
 
