@@ -8,7 +8,7 @@ it is D_ij = s_i s_j a_ij + (s_i c_j + c_i t_j) b_ij. W is sign(D) or D, and the
 
     s_i (r_i - s_i^2 p_i f_i),   r_i = sum_j W_ij s_j f_j,   p_i = sum_j W_ij s_j f_i.f_j = r_i.f_i;
 
-the second term, the projection, is there where rows are normalised. The torch form is fastfsl/manifold/gram.py.
+the second term, the projection, is there where rows are normalised. Reference: fastfsl/manifold/gram.py.
 
 `whole_kernel` or `sliced_kernel` give value, r and p in one pass over tiles of D, `finish_kernel` the gradient when its
 factor is known, `value_kernel` the value alone. Shapes: features and reference (B, N, d), row-major; stats (B, 6, N)
@@ -19,138 +19,9 @@ the same bits every run. Compiled for six architectures, not yet run on a card.
 import triton
 import triton.language as tl
 
+from fastfsl.kernels.gram_products import difference_tile
+from fastfsl.kernels.gram_rows import DRIFT, LENGTH, SCALE, SLOPE, UNIT_WIDTH, finish_kernel, rows_kernel
 from fastfsl.kernels.tiles import Tile
-
-# Rows of `stats`.
-SCALE = tl.constexpr(0)  # s
-REFERENCE_SCALE = tl.constexpr(1)  # t
-CHANGE = tl.constexpr(2)  # c
-DRIFT = tl.constexpr(3)  # at least |s f - t g|
-LENGTH = tl.constexpr(4)  # max(s |f|, t |g|)
-SLOPE = tl.constexpr(5)  # p, from the kernels of the gradient
-NUM_STATS = 6
-
-
-@triton.jit(do_not_specialize=["n"])
-def rows_kernel(
-    features: tl.tensor,
-    reference: tl.tensor,
-    stats: tl.tensor,
-    n: tl.tensor,
-    D: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> None:
-    """Statistics of BLOCK_M rows; reads 2 d elements a row and writes 5 floats."""
-    tiles = tl.cdiv(n, BLOCK_M)
-    image = tl.program_id(0) // tiles
-    i = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask = i < n
-    offsets = image.to(tl.int64) * n * D + i[:, None] * D + tl.arange(0, BLOCK_K)[None, :]
-    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    reference_squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    drift_squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    growth = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    for k in range(0, D, BLOCK_K):
-        f = tl.load(features + offsets + k, mask=mask[:, None], other=0.0).to(tl.float32)
-        g = tl.load(reference + offsets + k, mask=mask[:, None], other=0.0).to(tl.float32)
-        squares += f * f
-        reference_squares += g * g
-        drift_squares += (f - g) * (f - g)
-        growth += (f - g) * (f + g)
-    norm = tl.sqrt(tl.sum(squares, axis=1))
-    reference_norm = tl.sqrt(tl.sum(reference_squares, axis=1))
-    drift = tl.sqrt(tl.sum(drift_squares, axis=1))
-    outputs = stats + image.to(tl.int64) * 6 * n + i
-    if NORMALIZE:
-        scale = tl.where(norm > 0, 1 / tl.where(norm > 0, norm, 1.0), 0.0)
-        reference_scale = tl.where(reference_norm > 0, 1 / tl.where(reference_norm > 0, reference_norm, 1.0), 0.0)
-        # 1/|f| - 1/|g| = (|g|^2 - |f|^2) / (|f| |g| (|f| + |g|)), without the cancellation.
-        product = norm * reference_norm * (norm + reference_norm)
-        change = -tl.sum(growth, axis=1) / tl.where(product > 0, product, 1.0)
-        change = tl.where(product > 0, change, scale - reference_scale)
-        tl.store(outputs + SCALE * n, scale, mask=mask)
-        tl.store(outputs + REFERENCE_SCALE * n, reference_scale, mask=mask)
-        tl.store(outputs + CHANGE * n, change, mask=mask)
-        tl.store(outputs + DRIFT * n, scale * drift + tl.abs(change) * reference_norm, mask=mask)
-        tl.store(outputs + LENGTH * n, tl.where(norm + reference_norm > 0, 1.0, 0.0), mask=mask)
-    else:
-        tl.store(outputs + DRIFT * n, drift, mask=mask)
-        tl.store(outputs + LENGTH * n, tl.maximum(norm, reference_norm), mask=mask)
-
-
-@triton.jit
-def _products(
-    features: tl.tensor,
-    reference: tl.tensor,
-    i: tl.tensor,
-    j: tl.tensor,
-    n: tl.tensor,
-    D: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """a_ij and b_ij of one tile; b is 0 where rows are not normalised. Rows beyond n count as zeros."""
-    o_k = tl.arange(0, BLOCK_K)
-    p_i = i[:, None] * D + o_k[None, :]
-    p_j = j[:, None] * D + o_k[None, :]
-    m_i = (i < n)[:, None]
-    m_j = (j < n)[:, None]
-    a = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    b = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, D, BLOCK_K):
-        f_i = tl.load(features + p_i + k, mask=m_i, other=0.0)
-        g_i = tl.load(reference + p_i + k, mask=m_i, other=0.0)
-        f_j = tl.load(features + p_j + k, mask=m_j, other=0.0)
-        g_j = tl.load(reference + p_j + k, mask=m_j, other=0.0)
-        if features.dtype.element_ty == tl.float32:
-            # Operands may be rounded to tf32: the difference is taken before.
-            a = tl.dot(f_i, tl.trans(f_j - g_j), a, input_precision=PRECISION)
-            a = tl.dot(f_i - g_i, tl.trans(g_j), a, input_precision=PRECISION)
-            if NORMALIZE:
-                b = tl.dot(g_i, tl.trans(g_j), b, input_precision=PRECISION)
-        else:
-            # Operands are exact. The two sums start anew in every block: they stay small, and where the tensor cores
-            # cut off instead of rounding they lose the same, so that their difference is right to 1e-4 of itself.
-            a = tl.dot(f_i, tl.trans(f_j), a)
-            theirs = tl.dot(g_i, tl.trans(g_j))
-            a -= theirs
-            if NORMALIZE:
-                b += theirs
-    return a, b
-
-
-@triton.jit
-def _difference(
-    features: tl.tensor,
-    reference: tl.tensor,
-    stats: tl.tensor,
-    i: tl.tensor,
-    j: tl.tensor,
-    n: tl.tensor,
-    D: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """D_ij and f_i.f_j of one tile, 0 beyond n; f_i.f_j only where rows are normalised."""
-    a, b = _products(features, reference, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-    d = a
-    if NORMALIZE:
-        s_i = tl.load(stats + SCALE * n + i, mask=i < n, other=0.0)[:, None]
-        c_i = tl.load(stats + CHANGE * n + i, mask=i < n, other=0.0)[:, None]
-        s_j = tl.load(stats + SCALE * n + j, mask=j < n, other=0.0)[None, :]
-        t_j = tl.load(stats + REFERENCE_SCALE * n + j, mask=j < n, other=0.0)[None, :]
-        c_j = tl.load(stats + CHANGE * n + j, mask=j < n, other=0.0)[None, :]
-        d = s_i * s_j * a + (s_i * c_j + c_i * t_j) * b
-        d = tl.where(i[:, None] == j[None, :], 0.0, d)
-    return d, a + b
 
 
 @triton.jit
@@ -201,7 +72,9 @@ def _weights(
     BLOCK_K: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Of one tile: unit W_ij s_j as an operand, the sum of |D| or D^2, and its part of p_i."""
-    d, product = _difference(features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+    d, product = difference_tile(
+        features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
+    )
     if SQUARED:
         w = d
         value = tl.sum(tl.sum(d * d, axis=1), axis=0)
@@ -229,11 +102,10 @@ def _save(
     n: tl.tensor,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
 ) -> None:
-    """Write BLOCK_D columns of sum_j W_ij s_j f_j, in units of a power of two for every row of them.
+    """Write BLOCK_D columns of r, which is `total` times `inverse_unit`, in units of a power of two for every row.
 
-    `total` times `inverse_unit` is that. Written are numbers below 2 in absolute value, so that float16 holds them.
+    Written are numbers below 2 in absolute value, so that float16 holds them.
     """
     columns = part * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (i < n)[:, None]
@@ -242,7 +114,10 @@ def _save(
     row_unit, inverse = _power_of_two(tl.max(tl.abs(total), axis=1))
     rows = (total * inverse[:, None]).to(gradient.dtype.element_ty)
     tl.store(gradient + i[:, None] * D + columns[None, :], rows, mask=mask)
-    tl.store(units + i * PARTS + part, row_unit * inverse_unit, mask=i < n)
+    UNITS: tl.constexpr = (D + UNIT_WIDTH - 1) // UNIT_WIDTH
+    o_u = part * (BLOCK_D // UNIT_WIDTH) + tl.arange(0, BLOCK_D // UNIT_WIDTH)
+    row_units = tl.broadcast_to((row_unit * inverse_unit)[:, None], [i.shape[0], BLOCK_D // UNIT_WIDTH])
+    tl.store(units + i[:, None] * UNITS + o_u[None, :], row_units, mask=(i < n)[:, None] & (o_u < UNITS)[None, :])
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -277,7 +152,7 @@ def whole_kernel(
     reference += image * n * D
     stats += image * 6 * n
     gradient += image * n * D
-    units += image * n * PARTS
+    units += image * n * ((D + UNIT_WIDTH - 1) // UNIT_WIDTH)
     unit = 1.0
     inverse_unit = 1.0
     if features.dtype.element_ty == tl.float16 and (SQUARED or NORMALIZE):
@@ -292,7 +167,8 @@ def whole_kernel(
         )
         weights = weights + (w,)  # noqa: RUF005  # what Triton knows
         value += part_value
-        slope += part_slope
+        if NORMALIZE:
+            slope += part_slope
     tl.store(values + tl.program_id(0), value * weight)
     if NORMALIZE:
         tl.store(stats + SLOPE * n + i, slope * inverse_unit, mask=i < n)
@@ -307,7 +183,7 @@ def whole_kernel(
                 mask = mask & (columns < D)[None, :]
             f_j = tl.load(features + j[:, None] * D + columns[None, :], mask=mask, other=0.0)
             total = tl.dot(weights[chunk], f_j, total, input_precision=PRECISION)
-        _save(total, inverse_unit, gradient, units, i, part, n, D, BLOCK_D, PARTS)
+        _save(total, inverse_unit, gradient, units, i, part, n, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -345,7 +221,7 @@ def sliced_kernel(
     reference += image * n * D
     stats += image * 6 * n
     gradient += image * n * D
-    units += image * n * PARTS
+    units += image * n * ((D + UNIT_WIDTH - 1) // UNIT_WIDTH)
     unit = 1.0
     inverse_unit = 1.0
     if features.dtype.element_ty == tl.float16 and (SQUARED or NORMALIZE):
@@ -362,7 +238,8 @@ def sliced_kernel(
             features, reference, stats, unit, i, j, n, D, SQUARED, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
         )
         value += part_value
-        slope += part_slope
+        if NORMALIZE:
+            slope += part_slope
         sums = ()
         for index in tl.static_range(SLICE):
             columns = (first_part + index) * BLOCK_D + o_d
@@ -379,7 +256,7 @@ def sliced_kernel(
             tl.store(stats + SLOPE * n + i, slope * inverse_unit, mask=i < n)
     for index in tl.static_range(SLICE):
         if (first_part + index) * BLOCK_D < D:
-            _save(totals[index], inverse_unit, gradient, units, i, first_part + index, n, D, BLOCK_D, PARTS)
+            _save(totals[index], inverse_unit, gradient, units, i, first_part + index, n, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -416,59 +293,19 @@ def value_kernel(
     reference += image * n * D
     stats += image * 6 * n
     if WRITE:
-        d, _ = _difference(features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        d, _ = difference_tile(features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         mask = (i < n)[:, None] & (j < n)[None, :]
         tl.store(difference + image * n * n + i[:, None] * n + j[None, :], d, mask=mask)
     else:
         value = 0.0
         if first_j + BLOCK_N > first_i:
-            d, _ = _difference(features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+            d, _ = difference_tile(
+                features, reference, stats, i, j, n, D, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
+            )
             size = d * d if SQUARED else tl.abs(d)
             size *= tl.where(i[:, None] < j[None, :], 2.0, tl.where(i[:, None] == j[None, :], 1.0, 0.0))
             value = tl.sum(tl.sum(size, axis=1), axis=0)
         tl.store(values + tl.program_id(0), value * weight)
-
-
-@triton.jit(do_not_specialize=["n", "rows", "upstream_stride"])
-def finish_kernel(
-    gradient: tl.tensor,
-    units: tl.tensor,
-    features: tl.tensor,
-    stats: tl.tensor,
-    upstream: tl.tensor,
-    output: tl.tensor,
-    factor: tl.tensor,
-    n: tl.tensor,
-    rows: tl.tensor,
-    upstream_stride: tl.tensor,
-    D: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:
-    """The gradient, from what `_save` wrote; `output` may be `gradient`. Reads d or 2 d elements a row, writes d.
-
-    Program: (tile of the B N rows, BLOCK_D columns).
-    """
-    PARTS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    part = tl.program_id(1)
-    m_i = i < rows
-    columns = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    offsets = i.to(tl.int64)[:, None] * D + columns[None, :]
-    mask = m_i[:, None] & (columns < D)[None, :]
-    image = i // n
-    unit = tl.load(units + i * PARTS + part, mask=m_i, other=0.0)
-    values = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32) * unit[:, None]
-    scale = factor * tl.load(upstream + image * upstream_stride, mask=m_i, other=0.0)
-    if NORMALIZE:
-        p_i = stats + image.to(tl.int64) * 6 * n + i % n
-        s_i = tl.load(p_i + SCALE * n, mask=m_i, other=0.0)
-        slope = tl.load(p_i + SLOPE * n, mask=m_i, other=0.0)
-        f_i = tl.load(features + offsets, mask=mask, other=0.0).to(tl.float32)
-        values -= (slope * s_i * s_i)[:, None] * f_i
-        scale *= s_i
-    tl.store(output + offsets, (values * scale[:, None]).to(output.dtype.element_ty), mask=mask)
 
 
 class _ByVariant(dict[str, "triton.JITFunction"]):

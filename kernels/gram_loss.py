@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastfsl.errors import ConfigError, DeviceError, ShapeError
 from fastfsl.kernels import gram_kernels, gram_squared, gram_tiles
-from fastfsl.kernels.gram_kernels import NUM_STATS
+from fastfsl.kernels.gram_rows import NUM_STATS, UNIT_WIDTH
 from fastfsl.kernels.gram_tiles import GramTile, Variant
 from fastfsl.kernels.tiles import DTypeName
 
@@ -244,7 +244,7 @@ def _compute(features: Tensor, reference: Tensor, how: _How, *, with_gradient: b
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         _launch_rows(features, reference, stats, how)
         if squared and _by_columns(features, how, with_gradient=with_gradient):
-            into = (gradient, units, _tile(features).width) if with_gradient else None
+            into = (gradient, units) if with_gradient else None
             values = gram_squared.squared_by_columns(features, reference, stats, into, normalize=how.normalize)
             values *= how.weight(batch, n)
         elif with_gradient:
@@ -265,10 +265,10 @@ def _by_columns(features: Tensor, how: _How, *, with_gradient: bool) -> bool:
 def _empty(features: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient, units and statistics, without values."""
     batch, n, dim = features.shape
-    width = _tile(features).width
+    units = -(-dim // UNIT_WIDTH.value)
     return (
         features.new_empty((batch, n, dim) if with_gradient else 0),
-        features.new_empty((batch, n, -(-dim // width)) if with_gradient else 0, dtype=torch.float32),
+        features.new_empty((batch, n, units) if with_gradient else 0, dtype=torch.float32),
         features.new_empty(batch, NUM_STATS, n, dtype=torch.float32),
     )
 
@@ -319,9 +319,9 @@ def _launch_value(
 
 def _finish(features: Tensor, computed: _Computed, upstream: Tensor, how: _How, output: Tensor) -> Tensor:
     """The gradient times the upstream one, () or (B,), into `output`, which may be `computed.gradient`."""
-    batch, n, _ = features.shape
-    variant = gram_tiles.finish_variant(_tile(features).width, normalize=how.normalize)
-    grid = triton.cdiv(batch * n, variant.tile.rows), computed.units.shape[-1]
+    batch, n, dim = features.shape
+    variant = gram_tiles.finish_variant(normalize=how.normalize)
+    grid = triton.cdiv(batch * n, variant.tile.rows), triton.cdiv(dim, variant.tile.columns)
     factor = (2 if how.kind == "l1" else 4) * how.weight(batch, n)
     upstream = upstream.to(torch.float32)
     stride = upstream.stride(0) if upstream.ndim else 0

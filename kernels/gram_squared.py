@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfsl.kernels.gram_kernels import CHANGE, DRIFT, LENGTH, REFERENCE_SCALE, SCALE, SLOPE
+from fastfsl.kernels.gram_rows import CHANGE, DRIFT, LENGTH, REFERENCE_SCALE, SCALE, SLOPE, UNIT_WIDTH
 
 # Rows at a time: the float32 of them is then about as much as the d x d matrices.
 _ROWS = 1024
@@ -24,7 +24,7 @@ def squared_by_columns(
     features: Tensor,
     reference: Tensor,
     stats: Tensor,
-    gradient: tuple[Tensor, Tensor, int] | None,
+    gradient: tuple[Tensor, Tensor] | None,
     *,
     normalize: bool,
 ) -> Tensor:
@@ -34,8 +34,7 @@ def squared_by_columns(
         features: (B, N, d).
         reference: (B, N, d).
         stats: of `gram_kernels.rows_kernel`, (B, 6, N); with a gradient, p is put in.
-        gradient: (B, N, d), its units (B, N, parts) and the width of a part, to put r in as `gram_kernels` does; None:
-            the value alone.
+        gradient: (B, N, d) and its units, to put r in as `gram_kernels` does; None: the value alone.
         normalize: whether rows are normalised.
     """
     values = []
@@ -57,7 +56,7 @@ def squared_by_columns(
             for e, p, rows in _parts(f, g, statistics, e_unit, p_unit, normalize=normalize):
                 r = _product(e, to_e).mul_(scale * p_p_unit).add_(_product(p, to_p).mul_(scale * e_e_unit))
                 statistics[SLOPE.value, rows] = (r * f[rows]).sum(dim=-1)
-                _put(r, gradient[0][image, rows], gradient[1][image, rows], gradient[2])
+                _put(r, gradient[0][image, rows], gradient[1][image, rows])
     return torch.stack(values)
 
 
@@ -87,9 +86,9 @@ def _power_of_two(x: Tensor) -> Tensor:
     return torch.exp2(torch.floor(torch.log2(x.clamp(min=2.0**-100))))
 
 
-def _put(r: Tensor, gradient: Tensor, units: Tensor, width: int) -> None:
-    """Rows in units of a power of two by row and `width` columns."""
-    parts = units.shape[-1]
-    padded = F.pad(r, (0, parts * width - r.shape[-1])).unflatten(-1, (parts, width))
-    units.copy_(_power_of_two(padded.abs().amax(dim=-1)))
-    gradient.copy_((padded / units[..., None]).flatten(-2)[:, : r.shape[-1]])
+def _put(r: Tensor, gradient: Tensor, units: Tensor) -> None:
+    """Rows in units of a power of two by row and UNIT_WIDTH columns."""
+    dim = r.shape[-1]
+    parts = F.pad(r, (0, -dim % UNIT_WIDTH.value)).unflatten(-1, (-1, UNIT_WIDTH.value))
+    units.copy_(_power_of_two(parts.abs().amax(dim=-1)))
+    gradient.copy_((parts / units[..., None]).flatten(-2)[:, :dim])

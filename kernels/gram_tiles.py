@@ -74,7 +74,7 @@ _SLICED_FLOAT32 = GramTile(False, Tile(32, 32, 16, 4, 2), 2, 64)
 
 # Passes over memory.
 _ROWS = Tile(8, 1, 128, 4, 3)
-_FINISH = Tile(32, 1, 1, 4, 1)
+_FINISH = Tile(32, 128, 1, 4, 1)
 
 
 def family(arch: int) -> Family:
@@ -133,9 +133,9 @@ def value_variant(
 
 
 @cache
-def finish_variant(width: int, *, normalize: bool) -> Variant:
+def finish_variant(*, normalize: bool) -> Variant:
     """The pass that makes the gradient of what the kernels leave."""
-    return Variant(f"finish BLOCK_D={width} NORMALIZE={normalize:d}", _FINISH)
+    return Variant(f"finish BLOCK_D={_FINISH.columns} NORMALIZE={normalize:d}", _FINISH)
 
 
 def gram_variants(arch: int, dtype: DTypeName, dim: int) -> Iterator[Variant]:
@@ -143,7 +143,7 @@ def gram_variants(arch: int, dtype: DTypeName, dim: int) -> Iterator[Variant]:
     lengths = [n for n in range(1, 1281, 32) if gram_tile(arch, n, dim, dtype).whole] + [1 << 14]
     for normalize in (False, True):
         yield rows_variant(dim, normalize=normalize)
-        yield from {finish_variant(gram_tile(arch, n, dim, dtype).width, normalize=normalize): 0 for n in lengths}
+        yield finish_variant(normalize=normalize)
         for squared in (False, True):
             options = {"squared": squared, "normalize": normalize, "tf32": False}
             yield from {loss_variant(arch, n, dim, dtype, **options): 0 for n in lengths}
