@@ -51,14 +51,15 @@ class Variant:
 # hopper: wgmma takes 64 rows, its two warp groups half of the columns each. (64, 197, 768) makes 256 programs of 64
 # rows, two for each of 132 SMs less 3 %, and (32, 197, 512) one; 128 rows would leave half of the SMs idle there.
 # Column tiles of 128 load the rows half as often as 64, and 5 of them are as much of W as there are registers for.
+# Triton 3.6 keeps all but one tile of W in shared memory, 16 KiB each: past 256 rows that leaves room for three stages.
 # ampere (and every card with mma.sync and 99 KiB): narrower tiles, because a warp has all columns of its rows.
 # blackwell: accumulators go through registers in every block, which leaves room for 64 columns.
 _WHOLE: dict[Family, tuple[tuple[int, int, Tile], ...]] = {
     "hopper": (
         (64, 128, Tile(64, 64, 64, 4, 4)),
         (256, 128, Tile(64, 128, 64, 8, 4)),
-        (512, 64, Tile(64, 128, 64, 8, 4)),
-        (640, 32, Tile(64, 128, 64, 8, 4)),
+        (512, 64, Tile(64, 128, 64, 8, 3)),
+        (640, 32, Tile(64, 128, 64, 8, 3)),
     ),
     "ampere": ((224, 64, Tile(64, 32, 32, 4, 3)),),
     "blackwell": ((256, 64, Tile(64, 64, 64, 8, 3)),),
