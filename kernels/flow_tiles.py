@@ -19,10 +19,20 @@ import triton.language as tl
 
 # Of LayerNorm, as in the velocity field.
 NORM_EPS: Final = tl.constexpr(1e-6)
+LOG2_E: Final = tl.constexpr(1.4426950408889634)
+# Column tiles whose statistics each thread loads by itself: of tiles of 128 columns, those of d = 1024.
+FEW_TILES: Final = tl.constexpr(8)
 # Columns that are taken from the sums to memory at a time; with more, wide tiles run out of registers. Narrow where
 # other matrices are read on the way.
 PART: Final = tl.constexpr(32)
 WIDE_PART: Final = tl.constexpr(64)
+
+
+@triton.jit
+def silu(x: tl.tensor) -> tl.tensor:
+    """x / (1 + exp(-x)), with a square root where a division takes twice the instructions; 1 + exp(-x) may overflow."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2_E))
+    return x * root * root
 
 
 @triton.jit
@@ -103,19 +113,20 @@ def row_moments(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Mean and 1 / sqrt(variance + eps) of rows, merged from the statistics of their column tiles; each (rows, 1).
 
-    Loads and elementwise operations alone: the compiler then normalises in the registers that the product reads, where
-    a reduction would send every operand through shared memory once more.
+    By loads and elementwise operations alone where there are few: the compiler then normalises in the registers that
+    the product reads, where a reduction sends every operand through shared memory once more. Many are reduced: every
+    thread would have to load them all.
     """
     TILES: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    if TILES > 8:
+    if TILES > FEW_TILES:
         tile = tl.arange(0, triton.next_power_of_2(TILES))
         counts = tl.maximum(tl.minimum(D - tile * BLOCK_N, BLOCK_N), 0).to(tl.float32)[None, :]
         places = stats + rows[:, None] * (2 * TILES) + 2 * tile[None, :]
         means = tl.load(places, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
         parts = tl.load(places + 1, mask=(tile < TILES)[None, :], other=0.0, cache_modifier=CACHE)
-        mean = tl.sum(counts * means, axis=1, keep_dims=True) / D
+        mean = tl.sum(counts * means, axis=1, keep_dims=True) * (1.0 / D)
         squares = tl.sum(parts + counts * (means - mean) * (means - mean), axis=1, keep_dims=True)
-        return mean, tl.rsqrt(squares / D + NORM_EPS)
+        return mean, tl.rsqrt(squares * (1.0 / D) + NORM_EPS)
     else:
         places = stats + rows[:, None] * (2 * TILES)
         mean = tl.load(places, cache_modifier=CACHE)
@@ -127,7 +138,7 @@ def row_moments(
             mean += difference * (count / (before + count))
             squares += tl.load(places + 2 * tile + 1, cache_modifier=CACHE)
             squares += difference * difference * (before * count / (before + count))
-        return mean, tl.rsqrt(squares / D + NORM_EPS)
+        return mean, tl.rsqrt(squares * (1.0 / D) + NORM_EPS)
 
 
 @triton.jit
@@ -298,8 +309,7 @@ def first_tile(
     parts = parts_of(sums, COLUMNS)
     for index in tl.static_range(PARTS):
         places, mask = places_of(row_tile, column_tile * PARTS + index, n, D, BLOCK_M, COLUMNS, CUT)
-        value = parts[index] * tl.sigmoid(parts[index])
-        tl.store(hidden + places, value.to(hidden.dtype.element_ty), mask=mask)
+        tl.store(hidden + places, silu(parts[index]).to(hidden.dtype.element_ty), mask=mask)
 
 
 @triton.jit
