@@ -26,6 +26,9 @@ from fastfsl.kernels.tiles import Tile
 _PTX_VERSIONS: Final = {80: 80}
 # Allocators align to far more; without the promise no load is asynchronous.
 _ALIGNED: Final = [["tt.divisibility", 16]]
+# Left to itself ptxas now and then keeps to 72 or 80 registers, to fit one program more on a multiprocessor, and spills
+# one or two; told a limit, it takes what it needs. 128 leaves room for four programs of four warps.
+_REGISTER_LIMITS: Final = (None, 128, 255)
 
 
 def compile_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -49,18 +52,19 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
         options["launch_cooperative_grid"] = True
     if job["arch"] in _PTX_VERSIONS:
         options["ptx_version"] = _PTX_VERSIONS[job["arch"]]
-    built = triton.compile(
-        ASTSource(function, signature, constants, {(index,): _ALIGNED for index in pointers}),
-        target=GPUTarget("cuda", job["arch"], 32),
-        options=options,
-    )
+    source = ASTSource(function, signature, constants, {(index,): _ALIGNED for index in pointers})
+    for limit in _REGISTER_LIMITS:
+        built = triton.compile(source, target=GPUTarget("cuda", job["arch"], 32), options={**options, "maxnreg": limit})
+        resources = _resources(built.asm["cubin"])
+        if resources["stack"] == 0:
+            break
     kinds = {"i32": "int32", "fp32": "float32"}
     metadata, cubin = built.metadata, built.asm["cubin"]
     return {
         "entry": metadata.name,
         "shared_memory": metadata.shared,
         "scratch": metadata.global_scratch_size + metadata.profile_scratch_size,
-        **_resources(cubin),
+        **resources,
         "arguments": [(name, kinds.get(kind, "pointer")) for name, kind in signature.items() if kind != "constexpr"],
         "cubin": base64.b64encode(cubin).decode(),
         "ptx": built.asm["ptx"],
