@@ -64,14 +64,20 @@ _WHOLE: dict[Family, tuple[tuple[int, int, Tile], ...]] = {
     "ampere": ((224, 64, Tile(64, 32, 32, 4, 3)),),
     "blackwell": ((256, 64, Tile(64, 64, 64, 8, 3)),),
 }
-# Parts times width, 512 on hopper, is what fits in registers beside a tile of D.
+# Parts times width is what fits in registers beside a tile of D.
 _SLICED: dict[Family, GramTile] = {
     "hopper": GramTile(False, Tile(64, 64, 64, 8, 3), 4, 128),
-    "ampere": GramTile(False, Tile(64, 32, 32, 4, 3), 2, 64),
+    "ampere": GramTile(False, Tile(64, 32, 32, 4, 3), 1, 128),
     "blackwell": GramTile(False, Tile(64, 64, 64, 8, 3), 2, 128),
 }
 # A float32 product is three of TF32, whose operands take registers: small tiles on every card.
 _SLICED_FLOAT32 = GramTile(False, Tile(32, 32, 16, 4, 2), 2, 64)
+_VALUE: dict[Family, Tile] = {
+    "hopper": Tile(64, 128, 64, 8, 3),
+    "ampere": Tile(64, 128, 32, 8, 3),
+    "blackwell": Tile(64, 64, 64, 8, 3),
+}
+_VALUE_FLOAT32 = Tile(32, 32, 16, 4, 3)
 
 # Passes over memory.
 _ROWS = Tile(8, 1, 128, 4, 3)
@@ -128,7 +134,7 @@ def value_variant(
     arch: int, dim: int, dtype: DTypeName, *, squared: bool, normalize: bool, tf32: bool, write: bool
 ) -> Variant:
     """The kernel that computes the loss alone, or writes D."""
-    tile = _SLICED_FLOAT32.tile if dtype == "fp32" else _SLICED[family(arch)].tile
+    tile = _VALUE_FLOAT32 if dtype == "fp32" else _VALUE[family(arch)]
     options = f"SQUARED={squared:d} NORMALIZE={normalize:d} PRECISION={_precision(dtype, tf32=tf32)} WRITE={write:d}"
     return Variant(f"value {options}", _divided(tile, dim))
 
