@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 MOST_PROCESSES = 14
-PATIENCE = 60.0  # seconds; what was given less and did not end may just have begun too late
+# Seconds; what was given less and did not end may just have begun too late: compiling takes a minute beside others.
+PATIENCE = 100.0
 NO_TIME = "no time left"
 
 

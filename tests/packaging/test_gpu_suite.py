@@ -148,6 +148,17 @@ def test_the_flow_does_as_many_operations_as_its_launches(load):
     assert len(launches) == size.num_products == 251
 
 
+def test_a_bundle_that_is_cut_off_or_fails_leaves_the_others_their_rows(load, tmp_path):
+    options = load("gpu_record").Options(tmp_path, 5.0, interpret=True)
+    record = load("gpu_record").Record("aot", "of a test", options)
+    keep_rows = load("gpu_aot")._keep_rows
+    for code in ("raise SystemExit('broken')", "print('[{\"ok\": true}]')", "import time; time.sleep(60)"):
+        keep_rows(record, {"target": "sm_90"}, [sys.executable, "-c", code], dict(os.environ))
+    assert [row["ok"] for row in record.document["rows"]] == [False, True]
+    assert "broken" in record.document["rows"][0]["error"]
+    assert "did not end" in record.document["not_run"][0]["reason"]
+
+
 def test_the_sections_need_no_more_than_a_card_has(checkout):
     # Where cards are lent there is torch, triton and numpy, no CLIP library and no command line.
     absent = ("open_clip", "torchvision", "typer", "rich", "pydantic", "accelerate", "sklearn")
