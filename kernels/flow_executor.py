@@ -16,6 +16,7 @@ from fastfsl.kernels.flow_kernels import FLOW, constants
 from fastfsl.kernels.flow_persistent import launch_persistent
 from fastfsl.kernels.tiles import (
     CHUNK_ROWS,
+    DEPENDENT_LAUNCHES,
     ROW_CLASSES,
     DTypeName,
     Tile,
@@ -88,9 +89,18 @@ class FlowExecutor:
         dtype: of the products' operands and of the residual stream, float16, bfloat16 or float32.
         device: a card, or the CPU under Triton's interpreter.
         allow_tf32: float32 products may use TF32.
+        dependent: a launch may begin before the one before it ends, on cards that can.
     """
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device, *, allow_tf32: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        allow_tf32: bool = False,
+        dependent: bool = DEPENDENT_LAUNCHES,
+    ) -> None:
         self.dim, self.num_blocks, self.step_size = plan.dim, plan.num_blocks, plan.step_size
         self._dtype, self._device, self._allow_tf32 = dtype, device, allow_tf32
         kinds = {**dict.fromkeys(_WEIGHTS, dtype), **dict.fromkeys(_VECTORS, torch.float32)}
@@ -102,6 +112,7 @@ class FlowExecutor:
             major, minor = torch.cuda.get_device_capability(device)
             self._arch = 10 * major + minor
             self._idle = torch.cuda.Event()
+        self._dependent = dependent and self._arch >= 90
         self._lock = threading.Lock()
         self._memory: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._graphs: OrderedDict[tuple[int, Way], torch.cuda.CUDAGraph] = OrderedDict()
@@ -148,6 +159,8 @@ class FlowExecutor:
         tile = self.tile(rows)
         grid = (column_tiles(self.dim, tile), -(-rows // tile.rows))
         options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+        if self._dependent:
+            options["launch_pdl"] = True
         named = {**{name: array.view(-1) for name, array in self._arrays.items()}, **buffers}
         launches = flow_launches(
             rows=rows, dim=self.dim, num_blocks=self.num_blocks, step_size=self.step_size, read_steps=read_steps
@@ -157,7 +170,7 @@ class FlowExecutor:
                 name: named[value.buffer][value.offset :] if isinstance(value, Place) else value
                 for name, value in launch.arguments.items()
             }
-            fixed = constants(launch.kernel, self.dim, tile, allow_tf32=self._allow_tf32)
+            fixed = constants(launch.kernel, self.dim, tile, allow_tf32=self._allow_tf32, dependent=self._dependent)
             FLOW[launch.kernel][grid](**arguments, **fixed, **options)
 
     def launch_persistent(self, buffers: dict[str, Tensor], rows: int, read_steps: tuple[int, ...]) -> None:

@@ -20,7 +20,8 @@ from typing import Any, Final, Literal
 import triton
 import triton.language as tl
 
-from fastfsl.kernels.flow_tiles import carry_tile, clamped, enter_tile, exit_tile, first_tile, second_tile
+from fastfsl.kernels.flow_phases import carry_tile, enter_tile, exit_tile, first_tile, second_tile
+from fastfsl.kernels.flow_tiles import clamped
 from fastfsl.kernels.tiles import Tile
 
 # Of torch.nn.functional.normalize.
@@ -53,6 +54,14 @@ KINDS: Final[dict[str, Kind]] = {
 }
 
 
+@triton.jit
+def begin(DEPENDENT: tl.constexpr) -> None:
+    """Where a launch may begin before the one before it ends: let the next begin, and wait for that one's results."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
 @triton.jit(do_not_specialize=["n"])
 def enter_kernel(
     x: tl.tensor,
@@ -68,8 +77,10 @@ def enter_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """u = x W^T + b, h = u with its statistics, total = 0."""
+    begin(DEPENDENT)
     enter_tile(
         tl.program_id(1),
         tl.program_id(0),
@@ -104,8 +115,10 @@ def first_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """hidden = silu((LN(h) a + c) W^T + b); table: a | c | gate."""
+    begin(DEPENDENT)
     first_tile(
         tl.program_id(1),
         tl.program_id(0),
@@ -139,8 +152,10 @@ def second_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """h <- h + gate (hidden W^T + b), in place, with its statistics; table: a | c | gate."""
+    begin(DEPENDENT)
     second_tile(
         tl.program_id(1),
         tl.program_id(0),
@@ -178,8 +193,10 @@ def carry_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """u <- u + step_size (m W^T + b) and total += m with m = LN(h) a + c; next_h = u with its statistics."""
+    begin(DEPENDENT)
     carry_tile(
         tl.program_id(1),
         tl.program_id(0),
@@ -221,8 +238,10 @@ def exit_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """out = x + step_size ((total + m) W^T + done b) with m = LN(h) a + c."""
+    begin(DEPENDENT)
     exit_tile(
         tl.program_id(1),
         tl.program_id(0),
@@ -288,7 +307,9 @@ FLOW: Final[dict[str, Any]] = {
 }
 
 
-def constants(kernel: str, dim: int, tile: Tile, *, allow_tf32: bool = False) -> dict[str, int | str]:
+def constants(
+    kernel: str, dim: int, tile: Tile, *, allow_tf32: bool = False, dependent: bool = False
+) -> dict[str, int | str]:
     """The compile-time constants of a kernel, by parameter name.
 
     Args:
@@ -296,8 +317,11 @@ def constants(kernel: str, dim: int, tile: Tile, *, allow_tf32: bool = False) ->
         dim: d.
         tile: of `flow_tile`, or of `logits_tile` for "logits".
         allow_tf32: float32 products may round their operands to 10 bits of mantissa; of no effect on other dtypes.
+        dependent: launches may overlap (programmatic dependent launch, from sm_90 on); a launch that does not ask for
+            it waits as ever.
     """
     precision = "tf32" if allow_tf32 else "tf32x3" if kernel == "logits" else "ieee"
     # `enter` and `exit` read float32 rows, twice the bytes: half the depth, in the same shared memory.
     depth = max(tile.depth // 2, 16) if kernel in {"enter", "exit"} else tile.depth
-    return {"D": dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": depth, "PRECISION": precision}
+    sizes = {"D": dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": depth, "PRECISION": precision}
+    return sizes if kernel == "logits" else {**sizes, "DEPENDENT": dependent}

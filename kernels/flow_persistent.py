@@ -1,6 +1,6 @@
 """The whole Euler flow in one launch, for batches so small that a launch takes longer than its work.
 
-The phases are those of `flow_tiles`; where a flow of launches relies on their order, all programs wait for each other
+The phases are those of `flow_phases`; where a flow of launches relies on their order, all programs wait for each other
 here. Every program takes the tiles program, program + programs, ... of a phase, so that any number of programs is
 right; all must be on the card at once (a cooperative launch), or the first wait never ends. Activations are read past
 the L1 cache, which is not coherent between multiprocessors.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastfsl.kernels.flow_kernels import KINDS as FLOW_KINDS
 from fastfsl.kernels.flow_kernels import Kind, constants
-from fastfsl.kernels.flow_tiles import carry_tile, enter_tile, exit_tile, first_tile, second_tile
+from fastfsl.kernels.flow_phases import carry_tile, enter_tile, exit_tile, first_tile, second_tile
 from fastfsl.kernels.tiles import Tile, column_tiles
 
 # Rows beyond which a launch is no longer short beside its work.
@@ -169,6 +169,7 @@ def launch_persistent(
         allow_tf32: as for `euler_flow`.
     """
     names = persistent_kernel.arg_names
+    fixed = constants("first", dim, tile, allow_tf32=allow_tf32)
     arguments: dict[str, Any] = {name: array for name, array in {**arrays, **buffers}.items() if name in names}
     persistent_kernel[(min(programs, column_tiles(dim, tile) * -(-rows // tile.rows)),)](
         **arguments,
@@ -177,7 +178,7 @@ def launch_persistent(
         num_blocks=num_blocks,
         num_steps=read_steps[-1],
         read_bits=sum(1 << (step - 1) for step in read_steps),
-        **constants("first", dim, tile, allow_tf32=allow_tf32),
+        **{name: value for name, value in fixed.items() if name in names},
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,

@@ -19,6 +19,9 @@ ROW_CLASSES: tuple[int | None, ...] = (64, 1024, 4096, None)
 # Up to so many rows a flow is one launch with waits between its phases, unless the caller says otherwise. None: nothing
 # has been measured on a card yet, and a graph of launches cannot hang.
 PERSISTENT_ROWS = 0
+# Whether a launch of a flow may begin before the one before it ends (programmatic dependent launch). Not until it has
+# been seen to compute the same on a card.
+DEPENDENT_LAUNCHES = False
 # More rows than this go through the flow in chunks, so that the activations of a chunk stay in the L2 cache.
 CHUNK_ROWS = 8192
 

@@ -11,7 +11,7 @@ from fastfsl.bundle import PlanArrays
 from fastfsl.bundle.flow_launches import FLOW_KERNELS, Place, flow_launches, work_buffers
 from fastfsl.kernels.flow_kernels import FLOW, KINDS
 
-CONSTANTS = ["D", "BLOCK_M", "BLOCK_N", "BLOCK_K", "PRECISION"]
+CONSTANTS = ["D", "BLOCK_M", "BLOCK_N", "BLOCK_K", "PRECISION", "DEPENDENT"]
 # Of each kernel: what it reads by whole rows, and what it writes by tiles.
 WHOLE_ROWS = {
     "enter": {"x"},

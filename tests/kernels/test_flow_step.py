@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastfsl.errors import ConfigError, DeviceError, ShapeError
 from fastfsl.flow import FlowPlan, normalize, plan_states, velocity_field
-from fastfsl.kernels import flow_executor, flow_step, flow_tiles
+from fastfsl.kernels import flow_executor, flow_phases, flow_step, flow_tiles
 from fastfsl.kernels.flow_executor import FlowExecutor
 from fastfsl.kernels.flow_step import euler_flow, flow_states
 from fastfsl.kernels.tiles import ROW_CLASSES, Tile, flow_tile
@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tile: Tile, *, divided: bool = False) -
 
     monkeypatch.setattr(flow_executor, "flow_tile", fitting)
     if not divided:
-        monkeypatch.setattr(flow_tiles, "PART", tl.constexpr(256))
+        monkeypatch.setattr(flow_phases, "PART", tl.constexpr(256))
 
 
 def assert_as_good_as_torch(got: list[Tensor], plan: FlowPlan, x: Tensor, read_steps: tuple[int, ...]) -> None:
