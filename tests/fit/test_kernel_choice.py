@@ -8,7 +8,7 @@ import torch
 
 from fastfsl import manifold
 from fastfsl.encoders import load_encoder
-from fastfsl.fit import kernel_choice, mps_objective
+from fastfsl.fit import mps_objective
 from fastfsl.fit.kernel_choice import gram_loss_for
 from fastfsl.fit.mps_objective import MPSObjective
 from fastfsl.kernels import gram_loss
@@ -40,9 +40,14 @@ def test_the_objective_takes_what_suits_its_device_unless_it_is_given_one(monkey
     texts = np.eye(3, 128, dtype=np.float32)
     assert MPSObjective(encoder, texts, texts).gram_loss is manifold.gram_alignment_loss
     asked = []
-    monkeypatch.setattr(mps_objective, "gram_loss_for", lambda device: asked.append(device) or kernel_choice)
-    assert MPSObjective(encoder, texts, texts).gram_loss is kernel_choice
+
+    def choose(device):
+        asked.append(device)
+        return gram_loss.gram_alignment_loss
+
+    monkeypatch.setattr(mps_objective, "gram_loss_for", choose)
+    assert MPSObjective(encoder, texts, texts).gram_loss is gram_loss.gram_alignment_loss
     assert asked == [encoder.device]
-    given = gram_loss.gram_alignment_loss
+    given = manifold.gram_alignment_loss
     assert MPSObjective(encoder, texts, texts, gram_loss=given).gram_loss is given
     assert len(asked) == 1
