@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import triton
 import triton.language as tl
 
+from fastfsl.bundle.flow_launches import FLOW_KERNELS
 from fastfsl.kernels.flow_phases import carry_tile, enter_tile, exit_tile, first_tile, second_tile
 from fastfsl.kernels.flow_tiles import clamped
 from fastfsl.kernels.tiles import Tile
@@ -313,9 +314,9 @@ def constants(
     """The compile-time constants of a kernel, by parameter name.
 
     Args:
-        kernel: one of FLOW.
+        kernel: one of FLOW, or "persistent".
         dim: d.
-        tile: of `flow_tile`, or of `logits_tile` for "logits".
+        tile: of `flow_tile`, or of `logits_tile` for "logits", of `persistent_tile` for "persistent".
         allow_tf32: float32 products may round their operands to 10 bits of mantissa; of no effect on other dtypes.
         dependent: launches may overlap (programmatic dependent launch, from sm_90 on); a launch that does not ask for
             it waits as ever.
@@ -324,4 +325,4 @@ def constants(
     # `enter` and `exit` read float32 rows, twice the bytes: half the depth, in the same shared memory.
     depth = max(tile.depth // 2, 16) if kernel in {"enter", "exit"} else tile.depth
     sizes = {"D": dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": depth, "PRECISION": precision}
-    return sizes if kernel == "logits" else {**sizes, "DEPENDENT": dependent}
+    return {**sizes, "DEPENDENT": dependent} if kernel in FLOW_KERNELS else sizes

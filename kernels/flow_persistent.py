@@ -169,7 +169,6 @@ def launch_persistent(
         allow_tf32: as for `euler_flow`.
     """
     names = persistent_kernel.arg_names
-    fixed = constants("first", dim, tile, allow_tf32=allow_tf32)
     arguments: dict[str, Any] = {name: array for name, array in {**arrays, **buffers}.items() if name in names}
     persistent_kernel[(min(programs, column_tiles(dim, tile) * -(-rows // tile.rows)),)](
         **arguments,
@@ -178,7 +177,7 @@ def launch_persistent(
         num_blocks=num_blocks,
         num_steps=read_steps[-1],
         read_bits=sum(1 << (step - 1) for step in read_steps),
-        **{name: value for name, value in fixed.items() if name in names},
+        **constants("persistent", dim, tile, allow_tf32=allow_tf32),
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,

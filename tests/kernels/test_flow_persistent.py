@@ -97,8 +97,7 @@ from fastfsl.kernels.flow_persistent import persistent_kernel
 from fastfsl.kernels.tiles import persistent_tile
 
 tile = persistent_tile(512, "bf16")
-fixed = constants("first", 512, tile)
-del fixed["DEPENDENT"]
+fixed = constants("persistent", 512, tile)
 numbers = {"n": "i32", "num_blocks": "i32", "num_steps": "i32", "read_bits": "i32", "step_size": "fp32"}
 sixteen = {"h": "*bf16", "hidden": "*bf16", "arrived": "*i32"}
 signature, aligned = {}, {}
