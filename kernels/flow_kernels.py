@@ -324,5 +324,11 @@ def constants(
     precision = "tf32" if allow_tf32 else "tf32x3" if kernel == "logits" else "ieee"
     # `enter` and `exit` read float32 rows, twice the bytes: half the depth, in the same shared memory.
     depth = max(tile.depth // 2, 16) if kernel in {"enter", "exit"} else tile.depth
-    sizes = {"D": dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": depth, "PRECISION": precision}
+    sizes: dict[str, int | str] = {
+        "D": dim,
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.columns,
+        "BLOCK_K": depth,
+        "PRECISION": precision,
+    }
     return {**sizes, "DEPENDENT": dependent} if kernel in FLOW_KERNELS else sizes

@@ -89,7 +89,8 @@ def load_part(
 @triton.jit
 def halves(sums: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """The left and the right half of the columns."""
-    return tl.split(sums.reshape(sums.shape[0], 2, sums.shape[1] // 2).permute(0, 2, 1))
+    left, right = tl.split(sums.reshape(sums.shape[0], 2, sums.shape[1] // 2).permute(0, 2, 1))
+    return left, right
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def parts_of(sums: tl.tensor, COLUMNS: tl.constexpr) -> tuple[tl.tensor, ...]:
         return (sums,)
     else:
         left, right = halves(sums)
-        return parts_of(left, COLUMNS) + parts_of(right, COLUMNS)
+        return parts_of(left, COLUMNS) + parts_of(right, COLUMNS)  # type: ignore[no-any-return]  # jitted: no type
 
 
 @triton.jit
