@@ -165,7 +165,7 @@ def whole_kernel(
         w, part_value, part_slope = _weights(
             features, reference, stats, unit, i, j, n, D, SQUARED, NORMALIZE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
         )
-        weights = weights + (w,)  # noqa: RUF005  # what Triton knows
+        weights = weights + (w,)  # type: ignore[assignment]  # noqa: RUF005  # what Triton knows
         value += part_value
         if NORMALIZE:
             slope += part_slope
@@ -230,7 +230,7 @@ def sliced_kernel(
     slope = tl.zeros([BLOCK_M], tl.float32)
     totals = ()
     for _ in tl.static_range(SLICE):
-        totals = totals + (tl.zeros([BLOCK_M, BLOCK_D], tl.float32),)  # noqa: RUF005
+        totals = totals + (tl.zeros([BLOCK_M, BLOCK_D], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     o_d = tl.arange(0, BLOCK_D)
     for start in range(0, n, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
@@ -248,7 +248,7 @@ def sliced_kernel(
                 mask = mask & (columns < D)[None, :]
             f_j = tl.load(features + j[:, None] * D + columns[None, :], mask=mask, other=0.0)
             total = tl.dot(w, f_j, totals[index], input_precision=PRECISION)
-            sums = sums + (total,)  # noqa: RUF005
+            sums = sums + (total,)  # type: ignore[assignment]  # noqa: RUF005
         totals = sums
     if first_part == 0:
         tl.store(values + tile, value * weight)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastfsl.errors import ConfigError, DeviceError, ShapeError
 from fastfsl.kernels import gram_kernels, gram_squared, gram_tiles
-from fastfsl.kernels.gram_rows import NUM_STATS, UNIT_WIDTH
+from fastfsl.kernels.gram_rows import NUM_STATS, UNIT_WIDTH, rows_kernel
 from fastfsl.kernels.gram_tiles import GramTile, Variant
 from fastfsl.kernels.tiles import DTypeName
 
@@ -223,7 +223,7 @@ def _operands(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
             f"expected float16, bfloat16 or float32, got {features.dtype} and {reference.dtype}: convert them, or call "
             "fastfsl.manifold.gram_alignment_loss"
         )
-    interpreted = not isinstance(gram_kernels.rows_kernel, triton.JITFunction)
+    interpreted = not isinstance(rows_kernel, triton.JITFunction)
     if features.device != reference.device or not (features.is_cuda or interpreted):
         raise DeviceError(
             f"expected features and reference on one CUDA card, got them on {features.device} and {reference.device}: "

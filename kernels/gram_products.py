@@ -41,14 +41,11 @@ def exact_products(
         g_i = tl.load(reference + p_i + k, mask=m_i, other=0.0)
         f_j = tl.load(features + p_j + k, mask=m_j, other=0.0)
         g_j = tl.load(reference + p_j + k, mask=m_j, other=0.0)
-        if NORMALIZE or BLOCK_N > 64:
-            a = tl.dot(f_i, tl.trans(f_j), a)
-            theirs = tl.dot(g_i, tl.trans(g_j))
-            a -= theirs
-            if NORMALIZE:
-                b += theirs
-        else:  # as good, and takes more registers; of the other form Triton 3.9 makes nothing here for sm_100
-            a += tl.dot(f_i, tl.trans(f_j)) - tl.dot(g_i, tl.trans(g_j))
+        a = tl.dot(f_i, tl.trans(f_j), a)
+        theirs = tl.dot(g_i, tl.trans(g_j))
+        a -= theirs
+        if NORMALIZE:
+            b += theirs
     return a, b
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastfsl.kernels.gram_rows import CHANGE, DRIFT, LENGTH, REFERENCE_SCALE, SCALE, SLOPE, UNIT_WIDTH
 
 # Rows at a time: the float32 of them is then about as much as the d x d matrices.
-_ROWS = 1024
+_ROWS = 512
 
 
 def squared_by_columns(

@@ -53,7 +53,8 @@ class Variant:
 # Column tiles of 128 load the rows half as often as 64, and 5 of them are as much of W as there are registers for.
 # Triton 3.6 keeps all but one tile of W in shared memory, 16 KiB each: past 256 rows that leaves room for three stages.
 # ampere (and every card with mma.sync and 99 KiB): narrower tiles, because a warp has all columns of its rows.
-# blackwell: accumulators go through registers in every block, which leaves room for 64 columns.
+# blackwell: fewer than 64 rows keep to mma.sync. Of tcgen05, whose accumulators would go through registers in every
+# block anyway, Triton 3.6 makes nothing here, and 3.9 not always.
 _WHOLE: dict[Family, tuple[tuple[int, int, Tile], ...]] = {
     "hopper": (
         (64, 128, Tile(64, 64, 64, 4, 4)),
@@ -62,20 +63,20 @@ _WHOLE: dict[Family, tuple[tuple[int, int, Tile], ...]] = {
         (640, 32, Tile(64, 128, 64, 8, 3)),
     ),
     "ampere": ((224, 64, Tile(64, 32, 32, 4, 3)),),
-    "blackwell": ((256, 64, Tile(64, 64, 64, 8, 3)),),
+    "blackwell": ((224, 64, Tile(32, 32, 32, 2, 3)),),
 }
 # Parts times width is what fits in registers beside a tile of D.
 _SLICED: dict[Family, GramTile] = {
     "hopper": GramTile(False, Tile(64, 64, 64, 8, 3), 4, 128),
     "ampere": GramTile(False, Tile(64, 32, 32, 4, 3), 1, 128),
-    "blackwell": GramTile(False, Tile(64, 64, 64, 8, 3), 2, 128),
+    "blackwell": GramTile(False, Tile(32, 32, 32, 2, 3), 1, 128),
 }
 # A float32 product is three of TF32, whose operands take registers: small tiles on every card.
 _SLICED_FLOAT32 = GramTile(False, Tile(32, 32, 16, 4, 2), 2, 64)
 _VALUE: dict[Family, Tile] = {
     "hopper": Tile(64, 128, 64, 8, 3),
     "ampere": Tile(64, 128, 32, 8, 3),
-    "blackwell": Tile(64, 64, 64, 8, 3),
+    "blackwell": Tile(32, 64, 32, 4, 3),
 }
 _VALUE_FLOAT32 = Tile(32, 32, 16, 4, 3)
 

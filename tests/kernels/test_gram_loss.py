@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from fastfsl import manifold
 from fastfsl.errors import ConfigError, DeviceError, ShapeError
-from fastfsl.kernels import gram_kernels, gram_loss
+from fastfsl.kernels import gram_loss, gram_rows, gram_squared
 from fastfsl.kernels.gram_loss import gram_alignment, gram_alignment_gradient, gram_alignment_loss, gram_difference
 
 KINDS = ("l1", "squared")
 # One row; fewer than a tile; three tiles of 64 and five rows; one row past two column tiles of 128. The interpreter is
 # slow in float32, whose tiles are small.
 SHAPES = {
-    torch.float32: {1: (2, 1, 128), 5: (2, 5, 640), 197: (1, 197, 64), 257: (1, 257, 48)},
-    torch.float16: {1: (2, 1, 128), 5: (2, 5, 640), 197: (1, 197, 512), 257: (1, 257, 768)},
+    torch.float32: {1: (2, 1, 128), 5: (1, 5, 640), 197: (1, 197, 32), 257: (1, 257, 16)},
+    torch.float16: {1: (2, 1, 128), 5: (2, 5, 768), 197: (1, 197, 512), 257: (1, 257, 128)},
 }
 
 
@@ -62,10 +63,18 @@ def distance(out: Tensor, exact: Tensor) -> float:
     return float((out.double() - exact).norm()) / (norm or 1.0)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", SHAPES)
-@pytest.mark.parametrize("n", [1, 5, 197, 257])
+def slow_unless(*, fast: bool) -> tuple[pytest.MarkDecorator, ...]:
+    return () if fast else (pytest.mark.slow,)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "kind", "normalize"),
+    [
+        # Of many rows, what is published, and what is least like it.
+        pytest.param(n, dtype, kind, normalize, marks=slow_unless(fast=n < 100 or (kind == "l1") == normalize))
+        for n, dtype, kind, normalize in itertools.product((1, 5, 197, 257), SHAPES, KINDS, (True, False))
+    ],
+)
 def test_value_and_gradient_are_near_those_of_float64(n, dtype, kind, normalize):
     features, reference = drawn(SHAPES[dtype][n], dtype)
     exact = step(manifold.gram_alignment_loss, features.double(), reference.double(), kind, normalize=normalize)
@@ -78,11 +87,11 @@ def test_value_and_gradient_are_near_those_of_float64(n, dtype, kind, normalize)
         if n > 1 or not normalize:  # a single normalised row has S = S' = 1, and plain torch rounds that
             assert distance(mine, true) <= 2 * distance(torchs, true) + 2e-7
     alone = gram_alignment_loss(features, reference, kind, normalize=normalize)
-    assert alone.item() == pytest.approx(ours[0].item(), rel=1e-6)
+    assert alone.item() == pytest.approx(ours[0].item(), rel=1e-6 if dtype == torch.float32 else 1e-5)
 
 
 def test_float32_is_as_near_as_torchs_own_where_training_starts():
-    features, reference = drawn((1, 70, 128), drift=1e-5)
+    features, reference = drawn((1, 70, 64), drift=1e-5)
     exact = step(manifold.gram_alignment_loss, features.double(), reference.double())
     torchs = step(manifold.gram_alignment_loss, features, reference)
     ours = step(gram_alignment_loss, features, reference)
@@ -91,9 +100,9 @@ def test_float32_is_as_near_as_torchs_own_where_training_starts():
 
 
 @pytest.mark.parametrize("arch", [80, 100])
-@pytest.mark.parametrize(("n", "dtype"), [(70, torch.float16), (300, torch.float16), (33, torch.float32)])
+@pytest.mark.parametrize(("n", "dtype"), [(70, torch.float16), (225, torch.float16), (33, torch.float32)])
 def test_tiles_of_other_cards_give_the_same(monkeypatch, arch, n, dtype):
-    features, reference = drawn((1, n, 80), dtype)  # 80: the last columns of the gradient's tile are none
+    features, reference = drawn((1, n, 48), dtype)  # 48: the last columns of the gradient's tile are none
     expected = [step(manifold.gram_alignment_loss, features.double(), reference.double(), kind) for kind in KINDS]
     monkeypatch.setattr(gram_loss, "_arch", lambda device: arch)
     monkeypatch.setattr(gram_loss, "_by_columns", lambda *_, **__: False)
@@ -106,12 +115,15 @@ def test_tiles_of_other_cards_give_the_same(monkeypatch, arch, n, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_squared_kind_goes_by_columns_where_rows_are_many(monkeypatch, dtype, normalize):
     called = []
-    by_columns = gram_loss.gram_squared.squared_by_columns
-    monkeypatch.setattr(
-        gram_loss.gram_squared, "squared_by_columns", lambda *a, **o: called.append(1) or by_columns(*a, **o)
-    )
-    monkeypatch.setattr(gram_loss.gram_squared, "_ROWS", 200)
-    features, reference = drawn((2, 450, 96), dtype, drift=1e-2)
+    by_columns = gram_squared.squared_by_columns
+
+    def counted(*arguments, **options):
+        called.append(1)
+        return by_columns(*arguments, **options)
+
+    monkeypatch.setattr(gram_squared, "squared_by_columns", counted)
+    monkeypatch.setattr(gram_squared, "_ROWS", 64)
+    features, reference = drawn((2, 110, 32), dtype, drift=1e-2)
     exact = step(manifold.gram_alignment_loss, features.double(), reference.double(), "squared", normalize=normalize)
     ours = step(gram_alignment_loss, features, reference, "squared", normalize=normalize, scale=100.0)
     plains = step(plain, features, reference, "squared", normalize=normalize)
@@ -123,8 +135,8 @@ def test_the_squared_kind_goes_by_columns_where_rows_are_many(monkeypatch, dtype
         assert distance(mine, true) <= min(most, max(2 * distance(torchs, true), 1e-6))
     assert float(gram_alignment_loss(features, reference, "squared", normalize=normalize)) == float(ours[0])
     called.clear()
-    gram_alignment_loss(features[:, :64], reference[:, :64], "squared")
-    gram_alignment_loss(features[:, :64], reference[:, :64], "l1")
+    gram_alignment_loss(features[:, :8], reference[:, :8], "squared")
+    gram_alignment_loss(features[:, :8], reference[:, :8], "l1")
     assert not called
 
 
@@ -142,7 +154,7 @@ def test_a_row_of_zeros_stays_one_and_gets_no_gradient(kind):
 
 
 def test_equal_features_give_exactly_nothing():
-    features, _ = drawn((2, 70, 64), torch.float16)
+    features, _ = drawn((1, 70, 32), torch.float16)
     for kind in KINDS:
         for normalize in (True, False):
             value, gradient = step(gram_alignment_loss, features, features.clone(), kind, normalize=normalize)
@@ -150,13 +162,14 @@ def test_equal_features_give_exactly_nothing():
             assert gradient.abs().max() == 0
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [33, 300])
+@pytest.mark.parametrize(
+    ("n", "kind", "normalize"),
+    [(33, "l1", True), (33, "l1", False), (33, "squared", True), (225, "squared", False)],
+)
 def test_float16_neither_overflows_nor_underflows(monkeypatch, n, kind, normalize):
     monkeypatch.setattr(gram_loss, "_by_columns", lambda *_, **__: False)
-    monkeypatch.setattr(gram_loss, "_arch", lambda device: 80)  # 300 rows go by slices there
-    features, reference = drawn((1, n, 64), torch.float32, drift=0.05 if kind == "l1" else 1e-3)
+    monkeypatch.setattr(gram_loss, "_arch", lambda device: 80)  # 225 rows go by slices there
+    features, reference = drawn((1, n, 32), torch.float32, drift=0.05 if kind == "l1" else 1e-3)
     features[0, 3] *= 50
     reference[0, 3] *= 50
     for length in (1e-3, 300.0) if normalize else (3e-2, 300.0):
@@ -168,7 +181,7 @@ def test_float16_neither_overflows_nor_underflows(monkeypatch, n, kind, normaliz
         value, gradient = step(gram_alignment_loss, rows, others, kind, normalize=normalize, scale=scale)
         assert gradient.isfinite().all()
         assert distance(value, exact[0]) <= 2e-3
-        assert distance(gradient, scale * exact[1]) <= 2e-3
+        assert distance(gradient, scale * exact[1]) <= 4e-3
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -203,7 +216,7 @@ def test_views_of_other_memory_layouts_and_dtypes_are_taken():
 
 
 def test_the_same_bits_come_every_time():
-    features, reference = drawn((2, 150, 64), torch.float16)
+    features, reference = drawn((2, 70, 32), torch.float16)
     for kind in KINDS:
         first, second = (step(gram_alignment_loss, features, reference, kind) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -230,8 +243,8 @@ def test_a_second_backward_pass_gives_the_same_and_changes_nothing():
 
 
 def test_autocast_changes_nothing():
-    for kind, n in (("l1", 5), ("squared", 300)):
-        features, reference = drawn((1, n, 32))
+    for kind, n in (("l1", 5), ("squared", 100)):
+        features, reference = drawn((1, n, 16))
         expected = step(gram_alignment_loss, features, reference, kind)
         with torch.autocast("cpu", torch.bfloat16):
             found = step(gram_alignment_loss, features, reference, kind)
@@ -284,7 +297,7 @@ def test_what_cannot_be_computed_is_refused(monkeypatch):
     with pytest.raises(DeviceError, match="one CUDA card"):
         gram_alignment_loss(features, reference.to("meta"))
     # Without the interpreter a kernel is one that is compiled, and needs a card.
-    monkeypatch.setattr(triton, "JITFunction", type(gram_kernels.rows_kernel))
+    monkeypatch.setattr(triton, "JITFunction", type(gram_rows.rows_kernel))
     for call in (gram_alignment_loss, gram_difference):
         with pytest.raises(DeviceError, match=r"CUDA card.*cpu.*fastfsl\.manifold\.gram_alignment_loss"):
             call(features, reference)

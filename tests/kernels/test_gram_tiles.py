@@ -7,9 +7,10 @@ import itertools
 import pytest
 
 from fastfsl.kernels import gram_kernels
-from fastfsl.kernels.aot import Job, compile_jobs
+from fastfsl.kernels.aot_jobs import Job, check_budgets, compile_jobs
+from fastfsl.kernels.gram_rows import UNIT_WIDTH
 from fastfsl.kernels.gram_tiles import FAMILY, gram_tile, gram_variants, loss_variant, num_products, num_slices
-from fastfsl.kernels.tiles import ARCHITECTURES
+from fastfsl.kernels.tiles import ARCHITECTURES, DTypeName
 
 DIMS = (16, 80, 128, 512, 640, 768, 1024, 1152, 1280)
 
@@ -20,7 +21,7 @@ def test_tiles_cover_rows_and_columns(arch, dtype):
     for n, dim in itertools.product((1, 5, 50, 64, 65, 197, 224, 225, 256, 257, 577, 640, 641, 2304), DIMS):
         tile = gram_tile(arch, n, dim, dtype)
         assert dim % tile.tile.depth == 0
-        assert tile.width % gram_kernels.UNIT_WIDTH.value == 0
+        assert tile.width % UNIT_WIDTH.value == 0
         if tile.whole:
             assert (tile.parts - 1) * tile.tile.columns < n <= tile.parts * tile.tile.columns
         else:
@@ -36,7 +37,8 @@ def test_what_a_loss_costs_is_known():
 
 
 def test_a_name_holds_all_compile_time_constants():
-    for arch, dtype, dim in itertools.product((80, 90, 100), ("fp16", "fp32"), (80, 768)):
+    dtypes: tuple[DTypeName, ...] = ("fp16", "fp32")
+    for arch, dtype, dim in itertools.product((80, 90, 100), dtypes, (80, 768)):
         variants = list(gram_variants(arch, dtype, dim))
         assert len(set(variants)) == len(variants)
         kernels = {variant.name.split(maxsplit=1)[0] for variant in variants}
@@ -49,12 +51,14 @@ def test_a_name_holds_all_compile_time_constants():
 
 
 def test_kernels_are_compiled_to_wgmma_without_spills():
-    """Every variant is compiled by .ci/kernels_check.py; `compile_jobs` refuses what spills or is too large."""
+    """Two of those that .ci/kernels_check.py compiles."""
     jobs = []
     for arch, n in ((90, 197), (80, 2304)):
         variant = loss_variant(arch, n, 128, "bf16", squared=False, normalize=True, tf32=False)
         jobs.append(Job(variant.name, 128, "bf16", arch, variant.tile, family=FAMILY))
-    hopper, ampere = (compile_jobs(jobs)[job] for job in jobs)
+    built = compile_jobs(jobs)
+    check_budgets(built)
+    hopper, ampere = (built[job] for job in jobs)
     # Two column tiles of two products, 4 deep, and of the gradient's product, 8 deep; more where the loop is peeled.
     assert hopper.ptx.count("wgmma.mma_async") >= 2 * (2 * 4 + 8)
     assert "cp.async" in hopper.ptx
