@@ -3,9 +3,11 @@
     L = (1/N^2) sum_ij |D_ij| or D_ij^2,   dL/df_i = (2/N^2) sum_j sign(D_ij) f_j or (4/N^2) sum_j D_ij f_j
 
 with D = S - S'; where asked for, rows are normalised first and the gradient is projected. The forward pass leaves the
-gradient but for its factor, the backward pass puts that in, in place. Tiles and equations:
-`fastfsl.kernels.gram_kernels`. Reference: fastfsl/manifold/gram.py. Compiled for six architectures, not yet run on a
-card.
+gradient but for its factor, the backward pass puts that in, in place. An element of features and reference is read for
+the statistics of its row and by every tile of rows of its image, which finds it in the L2 cache; one of the gradient is
+written, and in the backward pass read, beside the feature, and written. Kept beside it: 24 bytes a row, and 4 for every
+32 columns. Equations: `fastfsl.kernels.gram_kernels`. Reference: fastfsl/manifold/gram.py. Compiled for six
+architectures, not yet run on a card.
 """
 
 from functools import cache
