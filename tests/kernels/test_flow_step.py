@@ -1,6 +1,10 @@
 """The fused flow in Triton's interpreter, against float64; bfloat16 and CUDA graphs need a card."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -250,3 +254,35 @@ def test_threads_and_streams_take_turns(random_plan):
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(on_a_stream, xs))
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fastfsl.kernels.flow_kernels import FLOW, KINDS, constants
+from fastfsl.kernels.tiles import flow_tile
+
+tile = flow_tile(90, 512, 1, "bf16")
+fixed = constants("second", 512, tile, dependent=True)
+types = {"float32": "*fp32", "weight": "*bf16", "state": "*bf16", "int32": "i32", "scalar": "fp32"}
+names = FLOW["second"].arg_names
+signature = {name: "constexpr" if name in fixed else types[KINDS[name]] for name in names}
+options = {"num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": True}
+source = ASTSource(FLOW["second"], signature, fixed, {})
+print(compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+"""
+
+
+@pytest.mark.slow
+def test_a_dependent_launch_touches_nothing_before_it_has_waited(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    ptx = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, check=True, capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    begin, rest = ptx.split("griddepcontrol.wait")
+    assert "griddepcontrol.launch_dependents" in begin
+    touching = r"(ld|st|red|atom)\.global|cp\.async\.c"
+    assert not re.search(touching, begin)
+    assert re.search(touching, rest)
