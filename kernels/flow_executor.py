@@ -217,6 +217,7 @@ class FlowExecutor:
         key = (ROW_CLASSES[row_class(rows)] or CHUNK_ROWS, num_states)
         if key not in self._memory:
             self._memory[key] = self.buffers(*key)
+            self._memory[key]["x"].zero_()  # rows that only fill a bucket up are computed too
         if (stream.cuda_stream, key) not in self._streams:
             self._streams.add((stream.cuda_stream, key))
             for tensor in (*self._arrays.values(), *self._memory[key].values()):
