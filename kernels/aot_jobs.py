@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from fastfsl.bundle import ArgumentKind
 from fastfsl.errors import ConfigError
@@ -154,8 +154,8 @@ def check_budgets(built: Mapping[Job, Built], card: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _worker(scratch: str) -> Iterator[tuple[IO[str], IO[str]]]:
-    """Standard input and output of a process whose environment has nothing that changes what is compiled."""
+def _worker(scratch: str) -> Iterator[subprocess.Popen[str]]:
+    """A process whose environment has nothing that changes what is compiled."""
     environment = {name: os.environ[name] for name in _TAKEN_OVER if name in os.environ}
     # No line information: it holds the paths of the sources.
     environment |= {"TRITON_HOME": scratch, "TRITON_CACHE_DIR": f"{scratch}/cache", "TRITON_DISABLE_LINE_INFO": "1"}
@@ -165,33 +165,32 @@ def _worker(scratch: str) -> Iterator[tuple[IO[str], IO[str]]]:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, constant arguments
             command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment
         )
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError("Popen made no pipes")
     try:
-        yield process.stdin, process.stdout
+        yield process
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
+        for stream in filter(None, (process.stdin, process.stdout)):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
         process.wait()
 
 
-def _ask(worker: tuple[IO[str], IO[str]], job: Job, scratch: str) -> Built:
+def _ask(worker: subprocess.Popen[str], job: Job, scratch: str) -> Built:
     """Have a job done.
 
     Raises:
         ConfigError: the compiler fails or dies.
     """
-    jobs, answers = worker
     answer: dict[str, Any] = {}
     with contextlib.suppress(BrokenPipeError, json.JSONDecodeError):
-        jobs.write(json.dumps(asdict(job)) + "\n")
-        jobs.flush()
-        answer = json.loads(answers.readline() or "{}")
-    if "cubin" not in answer:
-        why = answer.get("error") or Path(scratch, _LOG).read_text(errors="replace")[-2000:] or "it died"
+        print(json.dumps(asdict(job)), file=worker.stdin, flush=True)
+        answer = json.loads(worker.stdout.readline() if worker.stdout else "")
+    if "error" not in answer and "cubin" not in answer:
+        worker.communicate()  # closes its input and waits
+        log = Path(scratch, _LOG).read_text(errors="replace")[-2000:].strip()
+        answer = {"error": f"its process ended with code {worker.returncode}{': ' if log else ''}{log}"}
+    if "error" in answer:
         raise ConfigError(
-            f"{job.kernel} could not be compiled for sm_{job.arch} (d = {job.dim}, {job.dtype}): {why}\n"
+            f"{job.kernel} could not be compiled for sm_{job.arch} (d = {job.dim}, {job.dtype}): {answer['error']}\n"
             f"Leave sm_{job.arch} out, or install another version of Triton"
         )
     answer["cubin"] = base64.b64decode(answer["cubin"])

@@ -231,7 +231,7 @@ def test_a_compiler_that_dies_is_an_error(monkeypatch):
         return whole(["/bin/sh", "-c", "echo out of memory >&2; exit 1"], **options)
 
     monkeypatch.setattr(subprocess, "Popen", dying)
-    with pytest.raises(ConfigError, match="out of memory"):
+    with pytest.raises(ConfigError, match="its process ended with code 1: out of memory"):
         compile_jobs([_job()])
 
 
