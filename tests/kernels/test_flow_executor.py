@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ class Graph:
     """Holds the launches of a capture."""
 
     def __init__(self) -> None:
-        self.held, self.replays = [], 0
+        self.held: list[Any] = []
+        self.replays = 0
 
     def replay(self) -> None:
         self.replays += 1
@@ -57,9 +59,10 @@ def executor(card, random_plan, monkeypatch):
     tile = Tile(16, 128, 128, 4, 3)
     monkeypatch.setattr(flow_executor, "flow_tile", lambda arch, dim, rows, dtype: tile)
     executor = FlowExecutor(random_plan(128, 0, 2), torch.float32, torch.device("cpu"))
-    executor._idle = SimpleNamespace(
+    idle = SimpleNamespace(
         record=lambda stream: None, synchronize=lambda: setattr(card, "synchronised", card.synchronised + 1)
     )
+    monkeypatch.setattr(executor, "_idle", idle, raising=False)
     enqueue = executor._enqueue
 
     def enqueue_or_hold(*arguments):
