@@ -32,6 +32,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, nargs="*", default=[128, 512], help="widths of the flows")
     parser.add_argument("--gram-dims", type=int, nargs="*", default=[768], help="widths of the Gram losses")
+    parser.add_argument(
+        "--gram-archs",
+        type=int,
+        nargs="*",
+        choices=ARCHITECTURES,
+        default=ARCHITECTURES,
+        help="architectures of the Gram losses; the flow's kernels are always built for all",
+    )
     parser.add_argument("--dtype", choices=["fp16", "bf16"], default="fp16")
     parser.add_argument("--twice", action="store_true", help="build all flows again, not the narrowest alone")
     options = parser.parse_args()
@@ -51,7 +59,7 @@ def main() -> int:
     gram = [
         Job(variant.name, dim, options.dtype, arch, variant.tile, family=gram_tiles.FAMILY)
         for dim in options.gram_dims
-        for arch in ARCHITECTURES
+        for arch in options.gram_archs
         for variant in gram_tiles.gram_variants(arch, options.dtype, dim)
     ]
     problems = []
