@@ -26,3 +26,11 @@ class DeviceError(FastFSLError, RuntimeError):
 
 class ConfigError(FastFSLError, ValueError):
     """An option, model name, checkpoint, output path or missing optional package stands in the way."""
+
+
+class OverloadError(FastFSLError, RuntimeError):
+    """More is asked of a running classifier than it keeps up with; nothing was accepted."""
+
+
+class ClosedError(FastFSLError, RuntimeError):
+    """A classifier or batcher is used after it was closed."""

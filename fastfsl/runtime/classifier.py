@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from fastfsl import bundle
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.runtime.feature_rows import feature_rows
-from fastfsl.runtime.flow_executor import FLOWS
+from fastfsl.runtime.gate import Gate
 from fastfsl.runtime.head import Head
-from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
+from fastfsl.runtime.image_encoder import ImageEncoder
 from fastfsl.runtime.image_reader import chunks, image_items
+from fastfsl.runtime.loading import Loaded, load_bundle
 from fastfsl.runtime.prediction import Prediction, rank, softmax
-from fastfsl.runtime.session import Session, check_count, create_row_session, installed_onnxruntimes
+from fastfsl.runtime.session import check_count
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from fastfsl.images import ImageSource
-    from fastfsl.runtime.cuda_driver import Device
 
     Images = ImageSource | Iterable[ImageSource]
 
@@ -32,23 +33,16 @@ class Classifier:
     """Classifies images, or embeddings, with a bundle. Make one with ``Classifier.load``.
 
     All methods may be called from several threads at once. Neither ONNX Runtime sessions nor CUDA survive ``fork``: in
-    worker processes load the classifier after the start, or use the spawn method.
+    worker processes load the classifier after the start, or use the spawn method. ``close`` it when it is no longer
+    wanted, or use it as a context manager; calls made later raise ClosedError.
     """
 
-    def __init__(
-        self,
-        manifest: bundle.Manifest,
-        head: Head,
-        encoder: ImageEncoder | None,
-        *,
-        max_batch: int,
-        origin: dict[str, Any],
-    ) -> None:
-        self._manifest = manifest
-        self._head = head
-        self._image_encoder = encoder
+    def __init__(self, loaded: Loaded, *, max_batch: int) -> None:
+        self._loaded = loaded
         self._max_batch = max_batch
-        self._origin = origin
+        # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
+        self._head = loaded.head
+        self._gate = Gate("classifier", self._release)
 
     @classmethod
     def load(
@@ -84,34 +78,26 @@ class Classifier:
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         check_count("max_batch", max_batch)
-        if flow not in FLOWS:
-            raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
-        manifest = bundle.read_manifest(path)
-        weight = blend_weight(manifest, alpha)
-        for name in manifest.files:
-            if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
-                bundle.check_file(path, manifest, name)
+        loaded = load_bundle(path, device=device, num_threads=num_threads, alpha=alpha, flow=flow)
+        return cls(loaded, max_batch=max_batch)
 
-        def create(model: bytes, name: str, card: Device | None = None) -> Session:
-            return create_row_session(model, name, device=device, num_threads=num_threads, card=card)
+    def close(self) -> None:
+        """Wait for the calls in progress, then stop all threads and let go of the sessions. May be repeated."""
+        self._gate.close()
 
-        head = Head.load(path, manifest, create, device=device, flow=flow)
-        # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
-        card = None if head.flow is None else head.flow.card
-        encoder = ImageEncoder.load(path, manifest, lambda model, name: create(model, name, card), weight)
-        origin = {
-            "bundle": os.fspath(path),
-            "digest": bundle.bundle_digest(path),
-            "device": device,
-            "num_threads": num_threads,
-            "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
-        }
-        return cls(manifest, head, encoder, max_batch=max_batch, origin=origin)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """One label per class, in the order of the columns of ``probabilities``."""
-        return self._manifest.class_names
+        with self._gate.call():
+            return self._head.class_names
 
     def predict(
         self, images: Images, *, top_k: int = 5, on_error: Literal["raise", "mark"] = "raise"
@@ -134,23 +120,25 @@ class Classifier:
         check_count("top_k", top_k)
         if on_error not in ("raise", "mark"):
             raise ConfigError(f"on_error must be 'raise' or 'mark', got {on_error!r}")
-        encoder = self._encoder()
         predictions: list[Prediction] = []
-        for chunk in chunks(image_items(images), self._max_batch):
-            pixels, errors = encoder.reader.read(chunk)
-            if on_error == "raise":
-                _raise_first(errors)
-            ranked = iter(self._rank(self._image_logits(encoder, pixels), top_k))
-            predictions.extend(
-                next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
-            )
+        with self._gate.call():
+            encoder, head = self._encoder(), self._head
+            for chunk in chunks(image_items(images), self._max_batch):
+                pixels, errors = encoder.reader.read(chunk)
+                if on_error == "raise":
+                    _raise_first(errors)
+                ranked = iter(_rank(head, _image_logits(head, encoder, pixels), top_k))
+                predictions.extend(
+                    next(ranked) if error is None else Prediction((), (), error=str(error)) for error in errors
+                )
         return predictions
 
     def probabilities(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
-        encoder = self._encoder()
-        parts = [softmax(self._image_logits(encoder, pixels)) for pixels in self._pixels(encoder, images)]
-        return _stack(parts, len(self.class_names))
+        with self._gate.call():
+            encoder, head = self._encoder(), self._head
+            parts = [softmax(_image_logits(head, encoder, pixels)) for pixels in self._pixels(encoder, images)]
+            return _stack(parts, len(head.class_names))
 
     def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The encoder's embeddings, (n, d) float32. Images and errors as for ``predict``.
@@ -158,9 +146,10 @@ class Classifier:
         They are L2-normalised, but for those of a bundle whose blend is not (``describe()["blend"]["normalized"]``):
         alpha * tuned + (1 - alpha) * frozen as it is, at most 1 long.
         """
-        encoder = self._encoder()
-        parts = [encoder.embed(pixels) for pixels in self._pixels(encoder, images)]
-        return _stack(parts, self._manifest.embed_dim)
+        with self._gate.call():
+            encoder = self._encoder()
+            parts = [encoder.embed(pixels) for pixels in self._pixels(encoder, images)]
+            return _stack(parts, self._loaded.manifest.embed_dim)
 
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
@@ -173,18 +162,25 @@ class Classifier:
             ShapeError: another shape, or no numbers.
             DataError: NaN, infinite, all-zero or, of such a blend, longer rows; they are named.
         """
-        rows = self._rows(features)
-        parts = [self._head.transport(rows[part]) for part in self._slices(len(rows))]
-        return _stack(parts, self._manifest.embed_dim)
+        with self._gate.call():
+            head = self._head
+            parts = [head.transport(rows) for rows in self._feature_parts(features)]
+            return _stack(parts, self._loaded.manifest.embed_dim)
 
     def classify_features(self, features: Any, *, top_k: int = 5) -> list[Prediction]:  # noqa: ANN401 - any array-like
         """Classify embeddings; features and errors as for ``transport``, ``top_k`` as for ``predict``."""
         check_count("top_k", top_k)
-        return [prediction for logits in self._feature_logits(features) for prediction in self._rank(logits, top_k)]
+        with self._gate.call():
+            head = self._head
+            parts = [head.logits(rows) for rows in self._feature_parts(features)]
+            return [prediction for logits in parts for prediction in _rank(head, logits, top_k)]
 
     def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
-        return _stack([softmax(logits) for logits in self._feature_logits(features)], len(self.class_names))
+        with self._gate.call():
+            head = self._head
+            parts = [softmax(head.logits(rows)) for rows in self._feature_parts(features)]
+            return _stack(parts, len(head.class_names))
 
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
@@ -195,38 +191,20 @@ class Classifier:
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
         is normalised, or None if the encoder is no blend.
         """
-        manifest, readout = self._manifest, self._head.readout
-        encoder, flow = self._image_encoder, self._head.flow
-        sessions = {
-            "visual": None if encoder is None else encoder.session,
-            "flow": None if flow is None else flow.session,
-        }
-        return {
-            **self._origin,
-            "max_batch": self._max_batch,
-            "method": manifest.method,
-            "num_classes": len(manifest.class_names),
-            "embed_dim": manifest.embed_dim,
-            "num_steps": manifest.num_steps,
-            "step_size": manifest.step_size,
-            "read_steps": list(manifest.read_steps),
-            "flow": None if flow is None else flow.describe(),
-            "readout": None if readout is None else readout.describe(),
-            "precision": manifest.precision,
-            "encoder": manifest.encoder,
-            "preprocessing": manifest.preprocessing,
-            "providers": {name: session.get_providers() for name, session in sessions.items() if session is not None},
-            "files": {name: entry["size"] for name, entry in manifest.files.items()},
-            "onnxruntime": installed_onnxruntimes(),
-        }
+        with self._gate.call():
+            return {**self._loaded.describe(self._head), "max_batch": self._max_batch}
+
+    def _release(self) -> None:
+        # Executors and sessions end their threads when nobody refers to them any more.
+        del self._loaded, self._head
 
     def _encoder(self) -> ImageEncoder:
-        if self._image_encoder is None:
+        if self._loaded.encoder is None:
             raise DataError(
                 "this bundle was trained on features and holds no image encoder; pass embeddings of the same encoder "
                 "to classify_features, feature_probabilities or transport"
             )
-        return self._image_encoder
+        return self._loaded.encoder
 
     def _pixels(self, encoder: ImageEncoder, images: Images) -> Iterable[np.ndarray[Any, Any]]:
         for chunk in chunks(image_items(images), self._max_batch):
@@ -234,25 +212,22 @@ class Classifier:
             _raise_first(errors)
             yield pixels
 
-    def _image_logits(self, encoder: ImageEncoder, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if len(pixels) == 0:
-            return np.empty((0, len(self.class_names)), np.float32)
-        return self._head.image_logits(encoder, pixels)
+    def _feature_parts(self, features: object) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        manifest, step = self._loaded.manifest, max(self._max_batch, _ROWS_AT_ONCE)
+        rows = feature_rows(
+            features, manifest.embed_dim, normalized=manifest.blend is None or manifest.blend["normalized"]
+        )
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
 
-    def _rank(self, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
-        return rank(logits, self.class_names, top_k, threshold=self._head.threshold)
 
-    def _feature_logits(self, features: object) -> Iterable[np.ndarray[Any, Any]]:
-        rows = self._rows(features)
-        return [self._head.logits(rows[part]) for part in self._slices(len(rows))]
+def _image_logits(head: Head, encoder: ImageEncoder, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if len(pixels) == 0:
+        return np.empty((0, len(head.class_names)), np.float32)
+    return head.image_logits(encoder, pixels)
 
-    def _slices(self, count: int) -> list[slice]:
-        step = max(self._max_batch, _ROWS_AT_ONCE)
-        return [slice(start, start + step) for start in range(0, count, step)]
 
-    def _rows(self, features: object) -> np.ndarray[Any, np.dtype[np.float32]]:
-        blend = self._manifest.blend
-        return feature_rows(features, self._manifest.embed_dim, normalized=blend is None or blend["normalized"])
+def _rank(head: Head, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
+    return rank(logits, head.class_names, top_k, threshold=head.threshold)
 
 
 def _raise_first(errors: Sequence[Exception | None]) -> None:

@@ -27,13 +27,17 @@ class Head:
     Args:
         flow: what computes the flow.
         readout: the read-out; None: the logits are the flow's.
+        class_names: one label per logit, so that who holds a head knows what its logits are of.
 
-    One of the two may be None.
+    One of the first two may be None. A head never changes: more classes make another one.
     """
 
-    def __init__(self, flow: FlowExecutor | None, readout: bundle.Readout | None) -> None:
+    def __init__(
+        self, flow: FlowExecutor | None, readout: bundle.Readout | None, class_names: tuple[str, ...] = ()
+    ) -> None:
         self.flow = flow
         self.readout = readout
+        self.class_names = class_names
 
     @classmethod
     def load(
@@ -73,7 +77,7 @@ class Head:
             executor = FlowExecutor.open(path, manifest, session, device=device, flow=flow)
         elif flow == "compiled":
             raise DeviceError("flow='compiled': the bundle has no flow; choose 'auto'")
-        return cls(executor, bundle.load_readout(path, manifest))
+        return cls(executor, bundle.load_readout(path, manifest), manifest.class_names)
 
     @property
     def threshold(self) -> float | None:

@@ -1,0 +1,92 @@
+"""What a bundle becomes when it is loaded: checked, in sessions, with a word on what runs where."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastfsl import bundle
+from fastfsl.errors import ConfigError
+from fastfsl.runtime.flow_executor import FLOWS
+from fastfsl.runtime.head import Head
+from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
+from fastfsl.runtime.session import Session, create_row_session, installed_onnxruntimes
+
+if TYPE_CHECKING:
+    from fastfsl.runtime.cuda_driver import Device
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle in memory.
+
+    Args:
+        manifest: its manifest.
+        head: from embeddings to logits.
+        encoder: from images to embeddings; None: the bundle was trained on features.
+        origin: where it came from and which options it was loaded with, as JSON values.
+    """
+
+    manifest: bundle.Manifest
+    head: Head
+    encoder: ImageEncoder | None
+    origin: dict[str, Any]
+
+    def describe(self, head: Head) -> dict[str, Any]:
+        """What is loaded and what runs where, as JSON values; see `Classifier.describe`.
+
+        Args:
+            head: the one in use, which may know more classes than the bundle.
+        """
+        manifest, readout, flow = self.manifest, head.readout, head.flow
+        sessions = {
+            "visual": None if self.encoder is None else self.encoder.session,
+            "flow": None if flow is None else flow.session,
+        }
+        return {
+            **self.origin,
+            "method": manifest.method,
+            "num_classes": len(head.class_names),
+            "embed_dim": manifest.embed_dim,
+            "num_steps": manifest.num_steps,
+            "step_size": manifest.step_size,
+            "read_steps": list(manifest.read_steps),
+            "flow": None if flow is None else flow.describe(),
+            "readout": None if readout is None else readout.describe(),
+            "precision": manifest.precision,
+            "encoder": manifest.encoder,
+            "preprocessing": manifest.preprocessing,
+            "providers": {name: session.get_providers() for name, session in sessions.items() if session is not None},
+            "files": {name: entry["size"] for name, entry in manifest.files.items()},
+            "onnxruntime": installed_onnxruntimes(),
+        }
+
+
+def load_bundle(
+    path: str | os.PathLike[str], *, device: str, num_threads: int | None, alpha: float | None, flow: str
+) -> Loaded:
+    """Check a bundle completely and load it; arguments and errors as for `Classifier.load`."""
+    if flow not in FLOWS:
+        raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
+    manifest = bundle.read_manifest(path)
+    weight = blend_weight(manifest, alpha)
+    for name in manifest.files:
+        if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
+            bundle.check_file(path, manifest, name)
+
+    def create(model: bytes, name: str, card: Device | None = None) -> Session:
+        return create_row_session(model, name, device=device, num_threads=num_threads, card=card)
+
+    head = Head.load(path, manifest, create, device=device, flow=flow)
+    # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
+    card = None if head.flow is None else head.flow.card
+    encoder = ImageEncoder.load(path, manifest, lambda model, name: create(model, name, card), weight)
+    origin = {
+        "bundle": os.fspath(path),
+        "digest": bundle.bundle_digest(path),
+        "device": device,
+        "num_threads": num_threads,
+        "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
+    }
+    return Loaded(manifest, head, encoder, origin)
