@@ -148,7 +148,7 @@ def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str
 
 def _draw(comparison: "Comparison", title: str, path: Path) -> None:
     from fastfsl.fit.compare import by_method
-    from fastfsl.report import AccuracyLine, write_accuracy_plot
+    from fastfsl.report.accuracy_plot import AccuracyLine, write_accuracy_plot
 
     lines = []
     for method, rows in by_method(comparison.rows).items():

@@ -12,6 +12,7 @@ import typer
 from fastfsl.cli.output import print_json, stdout
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_export
+from fastfsl.cli.run_report import REPORT_FILE, prediction_parts, training_sections
 from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from fastfsl.encoders import Encoder
     from fastfsl.fit.config import TrainConfig
+    from fastfsl.fit.run import Run
     from fastfsl.fit.train import Reporter
+    from fastfsl.report import Part
 
 DEMO_FILE = "demo.json"
 _BATCHES = (1, 32)
@@ -134,8 +137,43 @@ def run_demo(out: Path, config: "TrainConfig", *, reporter: "Reporter") -> dict[
         "train_seconds": run.record.train_seconds,
         "versions": run.record.versions,
     }
+    _write_report(out, run, document, prediction_parts(in_runtime, labels, run.record.class_names))
     (out / DEMO_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return document
+
+
+def _write_report(out: Path, run: "Run", document: dict[str, Any], predictions: "list[Part]") -> None:
+    """The page: the demo's table, the bundle's predictions for the test scans, and what a training has to show."""
+    from fastfsl.report import Section, Table, write_report
+
+    header = ("", "accuracy, %", "ms/image, batch 1", "ms/image, batch 32", "size, MB")
+    rows = [
+        (
+            row["name"],
+            100 * row["accuracy"],
+            row["ms_per_image_batch_1"],
+            row["ms_per_image_batch_32"],
+            row["size_bytes"] / 1e6,
+        )
+        for row in document["rows"]
+    ]
+    result, *rest = training_sections(run)
+    sections = [
+        Section("On the test scans", [Table(header, rows), _agreement(document)]),
+        Section("The bundle's predictions for the test scans", predictions),
+        Section("The training", result.parts),
+        *rest,
+    ]
+    title = f"{document['shots']} images a class, {document['num_samples']} test scans"
+    footer = f"fastfsl {run.record.versions['fastfsl']}, {run.record.created}"
+    write_report(out / REPORT_FILE, f"fastfsl demo: {title}", sections, footer=footer)
+
+
+def _agreement(document: dict[str, Any]) -> str:
+    return (
+        f"Runtime and torch agree on {document['same_class']} of {document['num_samples']} scans; "
+        f"largest difference of a probability {document['max_probability_error']:.1e}."
+    )
 
 
 def demo_config(shots: int, seed: int, method: str = "fma", tuning: Mapping[str, Any] | None = None) -> "TrainConfig":
@@ -235,8 +273,6 @@ def _print_table(document: dict[str, Any], out: Path) -> None:
             f"{row['size_bytes'] / 1e6:.1f}",
         )
     stdout().print(table)
-    stdout().print(
-        f"Runtime and torch agree on {document['same_class']} of {document['num_samples']} scans; "
-        f"largest difference of a probability {document['max_probability_error']:.1e}."
-    )
+    stdout().print(_agreement(document))
+    stdout().print(f"Plots: {out / REPORT_FILE}", soft_wrap=True)
     stdout().print(f"Now try: fastfsl predict {out / 'bundle'} {out / 'data' / 'test' / 'three'}", soft_wrap=True)

@@ -40,9 +40,14 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     table = Table(title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, value in _flat(fields):
-        table.add_row(Text(name), Text(_words(value)))
+    for name, value in field_words(fields):
+        table.add_row(Text(name), Text(value))
     stdout().print(table)
+
+
+def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as a person reads them; nested mappings become dotted names."""
+    return [(name, _words(value)) for name, value in _flat(fields)]
 
 
 def warn(message: str) -> None:

@@ -11,6 +11,7 @@ from fastfsl.cli import options
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
+from fastfsl.cli.run_report import REPORT_FILE, write_run_report
 from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, SOURCES  # noqa: TID253  # the registry imports no estimator
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train(
     """Train a method on a few labelled images a class (or on their features).
 
     What a method has to choose (settings, weights, the number of Euler steps) is chosen on these images alone; the val
-    and test splits are not read.
+    and test splits are not read. report.html in the run folder shows what was chosen, and on which evidence.
     """
     from fastfsl.files import check_output
 
@@ -81,6 +82,7 @@ def train(
     if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
         return
     run.save(out, force=force)
+    write_run_report(out / REPORT_FILE, run)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if as_json:
         print_json(_summary(run, out))
@@ -107,6 +109,7 @@ train.__doc__ = "\n".join(
 def _summary(run: "Run", out: Path) -> dict[str, Any]:
     return {
         "run": str(out),
+        "report": str(out / REPORT_FILE),
         "method": run.record.config.method,
         "num_classes": len(run.record.class_names),
         "num_support": run.record.num_support,

@@ -83,6 +83,7 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         components_: the fitted components by name.
         selection_: weights, temperature and threshold with the evidence (`AutoSelection`).
         classes_: 0 .. C-1.
+        held_out_: probabilities and labels behind `selection_`'s figures; None at one shot. A restored one has none.
         train_seconds_: wall-clock time of `fit`.
 
     Source: stacking with non-negative weights (Wolpert 1992; Breiman 1996); temperature: Guo et al. (arXiv 1706.04599).
@@ -223,6 +224,7 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
     def _weigh(self, held_out: dict[str, Array], labels: Labels) -> AutoSelection:
         records = {name: component.selection_record() for name, component in self.components_.items()}
+        self.held_out_: tuple[Array, Labels] | None = None
         if len(held_out) < len(self.components_):
             return AutoSelection("one-shot", self._one_shot_weights(), components=records)
         stacked = np.stack(list(held_out.values()))
@@ -236,6 +238,7 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         best = probabilities.max(axis=1)
         is_right = probabilities.argmax(axis=1) == right
         threshold = None if self.target_precision is None else _threshold(best, is_right, self.target_precision)
+        self.held_out_ = (probabilities, right)
         weights = dict(zip(held_out, _share(parts, right).tolist(), strict=True))
         return AutoSelection(
             "folds",

@@ -8,7 +8,7 @@ source.safetensors  what was tuned of the encoder, where the method has a source
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,13 +118,25 @@ class RunRecord(BaseModel):
 
 
 @dataclass(frozen=True)
+class SupportFeatures:
+    """Features of the support as they are classified, (n, d), and their class indices, (n,)."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Run:
-    """A fitted estimator with its record, its episode, and the source of its features where there is one."""
+    """A fitted estimator with its record, its episode, and the source of its features where there is one.
+
+    Of a run that was just trained `support` is what it was trained on; a run folder does not keep it.
+    """
 
     record: RunRecord
     episode: Episode
     estimator: Estimator
     source: Source | None = None
+    support: SupportFeatures | None = field(default=None, repr=False, compare=False)
 
     def tuned(self, encoder: Encoder, alpha: float | None = None) -> Encoder:
         """The encoder whose features the estimator takes.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfsl.arrays import unit
 from fastfsl.data import (
     Episode,
     FeatureDataset,
@@ -29,7 +30,16 @@ from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import find_source
 from fastfsl.fit.processes import join_processes
-from fastfsl.fit.run import EncoderRecord, Run, RunRecord, SourceRecord, installed_versions, now, tuned_for
+from fastfsl.fit.run import (
+    EncoderRecord,
+    Run,
+    RunRecord,
+    SourceRecord,
+    SupportFeatures,
+    installed_versions,
+    now,
+    tuned_for,
+)
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport
 from fastfsl.fit.text_readout import TextReadout
 
@@ -145,7 +155,15 @@ def train(
         versions=installed_versions(),
         created=now(),
     )
-    return Run(record, episode, estimator, source)
+    return Run(record, episode, estimator, source, SupportFeatures(_as_classified(support), support.labels))
+
+
+def _as_classified(support: _Support) -> NDArray[np.float32]:
+    """Unit features (n, d) of the support as new ones are made: not augmented, or the mean of the views' directions."""
+    features = support.features if support.plain is None else support.plain
+    directions = unit(features, "features")
+    rows = directions if directions.ndim == 2 else unit(directions.mean(axis=1), "features")
+    return rows.astype(np.float32)
 
 
 def check_takes_features(method: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fastfsl.errors import ConfigError
-from fastfsl.report import AccuracyLine, write_accuracy_plot
+from fastfsl.report.accuracy_plot import AccuracyLine, write_accuracy_plot
 
 SHOTS = (1, 4, "all")
 

@@ -1,0 +1,120 @@
+"""Line charts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastfsl.report.svg import Drawing, Point
+from fastfsl.report.text import number
+
+_WIDTH, _HEIGHT = 640, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 60
+_LEGEND_ROW, _LEGEND_COLUMNS = 20, 3
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        name: as the legend says it.
+        values: by position along the axis; None where there is none.
+    """
+
+    name: str
+    values: tuple[float | None, ...]
+
+
+def line_chart(
+    positions: Sequence[str],
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    marked: int | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Drawing:
+    """Lines over evenly spaced positions.
+
+    Args:
+        positions: what stands under each.
+        series: the lines, at least one value among them.
+        x_label: below the axis.
+        y_label: beside it.
+        log: the values, all above 0, on a logarithmic axis.
+        marked: a position to be marked, such as the one that was chosen.
+        limits: lowest and highest value of the axis; None: those that the values want.
+    """
+    rows = -(-len(series) // _LEGEND_COLUMNS)
+    drawing = Drawing(_WIDTH, _HEIGHT + _LEGEND_ROW * rows)
+    values = [value for line in series for value in line.values if value is not None]
+    ticks = log_ticks(min(values), max(values)) if log else linear_ticks(*(limits or (min(values), max(values))))
+    low, high = (ticks[0], ticks[-1]) if limits is None or log else limits
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+
+    def x_of(position: int) -> float:
+        share = (position + 0.5) / len(positions)
+        return _LEFT + share * (right - _LEFT)
+
+    def y_of(value: float) -> float:
+        share = (math.log(value / low) / math.log(high / low)) if log else (value - low) / (high - low)
+        return bottom - share * (bottom - _TOP)
+
+    for tick in ticks:
+        drawing.line((_LEFT, y_of(tick)), (right, y_of(tick)))
+        drawing.text((_LEFT - 8, y_of(tick) + 4), number(tick), anchor="end")
+    if marked is not None:
+        drawing.line((x_of(marked), _TOP), (x_of(marked), bottom), "marked")
+    every = -(-len(positions) // 16)  # more labels than that would meet
+    for place, name in enumerate(positions):
+        if place % every == 0:
+            drawing.text((x_of(place), bottom + 18), name, anchor="middle", limit=12)
+    drawing.line((_LEFT, bottom), (right, bottom), "axis")
+    drawing.text(((_LEFT + right) / 2, bottom + 40), x_label, anchor="middle", kind="label", limit=80)
+    drawing.text((16, (_TOP + bottom) / 2), y_label, anchor="middle", kind="label", turned=True, limit=60)
+    for index, line in enumerate(series):
+        for run in _unbroken(line.values):
+            points: list[Point] = [(x_of(place), y_of(value)) for place, value in run]
+            drawing.path(points, index)
+            for point, (place, value) in zip(points, run, strict=True):
+                drawing.mark(point, index, note=f"{line.name}, {x_label} {positions[place]}: {number(value)}")
+        column, row = index % _LEGEND_COLUMNS, index // _LEGEND_COLUMNS
+        at = (_LEFT + column * (right - _LEFT) / _LEGEND_COLUMNS, _HEIGHT + _LEGEND_ROW * row + 4)
+        drawing.mark((at[0], at[1] - 4), index)
+        drawing.text((at[0] + 10, at[1]), line.name, limit=28)
+    return drawing
+
+
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
+    if high <= low:
+        pad = abs(low) / 10 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(tick * step, 12) for tick in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... times a power of ten, likewise; where they are too many, the powers alone."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    factors = (1, 2, 5) if high / low < 1e3 else (1,)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    first = max(index for index, tick in enumerate(ticks) if tick <= low * (1 + 1e-9))
+    last = min(index for index, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))
+    return ticks[first : max(last, first + 1) + 1]
+
+
+def _unbroken(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    """The stretches of a line between its gaps."""
+    runs: list[list[tuple[int, float]]] = [[]]
+    for place, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((place, value))
+    return [run for run in runs if run]
