@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakSet
 
 import numpy as np
 
 from fastfsl.errors import ConfigError, DataError
+from fastfsl.runtime.batcher import Batcher
 from fastfsl.runtime.feature_rows import feature_rows
 from fastfsl.runtime.gate import Gate
 from fastfsl.runtime.head import Head
@@ -43,6 +46,8 @@ class Classifier:
         # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
         self._head = loaded.head
         self._gate = Gate("classifier", self._release)
+        self._batchers: WeakSet[Batcher] = WeakSet()
+        self._adding = threading.Lock()
 
     @classmethod
     def load(
@@ -54,6 +59,7 @@ class Classifier:
         max_batch: int = 32,
         alpha: float | None = None,
         flow: str = "auto",
+        expected_digest: str | None = None,
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -70,19 +76,36 @@ class Classifier:
             flow: what computes the flow. "auto": the bundle's compiled kernels where a card runs them and they give
                 what the ONNX graph gives, else that graph, and `describe()["flow"]` and the log say why; "compiled":
                 the kernels, or an error; "onnx": the graph.
+            expected_digest: what `fastfsl inspect BUNDLE --digest` prints of the one bundle that may be loaded. The
+                hashes inside a bundle tell damage; only a digest that is kept elsewhere tells forgery.
 
         Raises:
-            BundleError: the bundle is incomplete, altered, or of an unknown version.
+            BundleError: the bundle is incomplete, altered, of an unknown version, or not the expected one.
             DeviceError: CUDA or compiled kernels were asked for and did not come up, or both onnxruntime packages are
                 installed.
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         check_count("max_batch", max_batch)
-        loaded = load_bundle(path, device=device, num_threads=num_threads, alpha=alpha, flow=flow)
+        loaded = load_bundle(
+            path,
+            device=device,
+            num_threads=num_threads,
+            alpha=alpha,
+            flow=flow,
+            expected_digest=expected_digest,
+        )
         return cls(loaded, max_batch=max_batch)
 
     def close(self) -> None:
-        """Wait for the calls in progress, then stop all threads and let go of the sessions. May be repeated."""
+        """Close the batchers, wait for the calls in progress, stop all threads and let go of the sessions.
+
+        It may be called twice and from several threads. From a callback of a batcher it does not wait: requests whose
+        batch has not begun then end in a ClosedError.
+        """
+        with self._adding:
+            batchers = list(self._batchers)
+        for batcher in batchers:
+            batcher.close()
         self._gate.close()
 
     def __enter__(self) -> Self:
@@ -151,6 +174,48 @@ class Classifier:
             parts = [encoder.embed(pixels) for pixels in self._pixels(encoder, images)]
             return _stack(parts, self._loaded.manifest.embed_dim)
 
+    def batcher(
+        self, *, max_batch: int | None = None, max_delay_ms: float = 2, max_queue: int = 1024, top_k: int = 5
+    ) -> Batcher:
+        """Compute the single images of many threads in batches.
+
+        >>> with classifier.batcher() as submit:  # doctest: +SKIP
+        ...     prediction = submit("a.jpg").result()
+
+        Images are decoded on the classifier's pool while others are computed. ``submit(image, top_k=None)`` returns a
+        ``concurrent.futures.Future`` and raises OverloadError at once when the queue is full; the end of the context
+        waits for every answer. More is said at `fastfsl.runtime.batcher.Batcher`.
+
+        Args:
+            max_batch: most images computed at once; None: the classifier's own ``max_batch``, which is the most.
+            max_delay_ms: how long the first image of a batch waits for others, in milliseconds.
+            max_queue: most requests accepted and not yet answered; each may hold its image.
+            top_k: classes per image, where a request does not say.
+
+        Raises:
+            DataError: the bundle holds no image encoder.
+            ConfigError: an option is out of range.
+        """
+        largest = self._max_batch if max_batch is None else max_batch
+        check_count("max_batch", largest)
+        if largest > self._max_batch:
+            raise ConfigError(
+                f"max_batch must be at most the classifier's {self._max_batch}, got {largest}; load the classifier "
+                "with a larger one"
+            )
+        with self._gate.call():
+            batcher = Batcher(
+                self._encoder().reader.submit,
+                self._answer,
+                max_batch=largest,
+                max_delay_ms=max_delay_ms,
+                max_queue=max_queue,
+                top_k=top_k,
+            )
+            with self._adding:
+                self._batchers.add(batcher)
+            return batcher
+
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
 
@@ -193,6 +258,11 @@ class Classifier:
         """
         with self._gate.call():
             return {**self._loaded.describe(self._head), "max_batch": self._max_batch}
+
+    def _answer(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], top_k: int) -> list[Prediction]:
+        with self._gate.call():
+            encoder, head = self._encoder(), self._head
+            return _rank(head, _image_logits(head, encoder, pixels), top_k)
 
     def _release(self) -> None:
         # Executors and sessions end their threads when nobody refers to them any more.

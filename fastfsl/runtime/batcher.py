@@ -1,0 +1,293 @@
+"""Single images from many threads, computed in batches.
+
+A request is accepted (or turned away at once), decoded on the pool of the image reader, and waits for a batch: one
+worker takes up to `max_batch` of the requests that are ready, at the latest `max_delay_ms` after the first of them was.
+Every accepted request is answered exactly once. The worker's thread ends its turn when nothing is ready, so an
+interpreter that ends waits for the answers and for nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from fastfsl.errors import ClosedError, ConfigError, OverloadError
+from fastfsl.runtime.metrics import UNHEARD, Metrics
+from fastfsl.runtime.session import check_count
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fastfsl.images import ImageSource
+    from fastfsl.runtime.prediction import Prediction
+
+    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+# A queue stays full for many requests in a row; one line of the log in so many seconds is enough.
+_SECONDS_BETWEEN_WARNINGS = 10.0
+
+_log = logging.getLogger("fastfsl.runtime")
+
+
+@dataclass(eq=False)
+class _Request:
+    future: Future[Prediction]
+    top_k: int
+    accepted_at: float
+    decoding: Future[Any] | None = None
+    pixels: Pixels | None = None
+    ready_at: float = 0.0
+
+
+class Batcher:
+    """Takes single images from any number of threads; `Classifier.batcher` makes it. It is what `submit` calls itself.
+
+    Args:
+        decode: begins to prepare an image; the future's result is its pixels or its error.
+        answer: predictions of stacked pixels (n, height, width, 3), with so many classes each.
+        max_batch: most images computed at once.
+        max_delay_ms: how long the first image of a batch waits for others, in milliseconds.
+        max_queue: most requests accepted and not yet answered; each may hold its image.
+        top_k: classes per image, where a request does not say.
+        metrics: is told what happens.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[ImageSource], Future[Any]],
+        answer: Callable[[Pixels, int], list[Prediction]],
+        *,
+        max_batch: int,
+        max_delay_ms: float,
+        max_queue: int,
+        top_k: int,
+        metrics: Metrics = UNHEARD,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("top_k", top_k)):
+            check_count(name, value)
+        if not (isinstance(max_delay_ms, int | float) and 0 <= max_delay_ms <= 60_000):
+            raise ConfigError(f"max_delay_ms must be a number from 0 to 60000, got {max_delay_ms!r}")
+        self._decode = decode
+        self._answer = answer
+        self._max_batch = max_batch
+        self._max_delay = max_delay_ms / 1000
+        self._max_queue = max_queue
+        self._top_k = top_k
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._more_ready = threading.Condition(self._lock)
+        self._all_answered = threading.Condition(self._lock)
+        # Not begun, and of these the ones that are decoded, oldest first.
+        self._waiting: dict[Future[Prediction], _Request] = {}
+        self._ready: dict[Future[Prediction], _Request] = {}
+        self._accepted = 0
+        self._working = self._closed = False
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fastfsl-batches")
+        self._own = threading.local()
+        self._turned_away, self._warned_at = 0, -_SECONDS_BETWEEN_WARNINGS
+
+    def submit(self, image: ImageSource, *, top_k: int | None = None) -> Future[Prediction]:
+        """Ask for one image; it must not be altered until the answer is there.
+
+        Args:
+            image: a path, bytes of an image file, a PIL image or a uint8 array (H, W, 3).
+            top_k: classes wanted; None: the batcher's own.
+
+        Returns:
+            A future of the prediction. Its errors are those of `Classifier.predict`. It can be cancelled until its
+            batch begins, which frees its place.
+
+        Raises:
+            OverloadError: the queue is full; nothing was accepted.
+            ClosedError: the batcher is closed.
+            ConfigError: an option is out of range.
+        """
+        if top_k is not None:
+            check_count("top_k", top_k)
+        request = _Request(Future(), self._top_k if top_k is None else top_k, time.monotonic())
+        future = request.future
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the batcher is closed; make another one with Classifier.batcher")
+            full = self._accepted >= self._max_queue
+            if not full:
+                self._accepted += 1
+                self._waiting[future] = request
+        if full:
+            raise self._overload()
+        try:
+            future.add_done_callback(self._leave)
+            request.decoding = self._decode(image)
+        except BaseException:
+            future.cancel()
+            raise
+        if future.cancelled():
+            request.decoding.cancel()
+        request.decoding.add_done_callback(partial(self._decoded, request))
+        return future
+
+    __call__ = submit
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests accepted and not yet answered."""
+        return self._accepted
+
+    def close(self, *, cancel_pending: bool = False) -> None:
+        """Accept nothing more and wait until everything is answered.
+
+        It may be called twice and from several threads. From a callback of one of its own futures it does not wait.
+
+        Args:
+            cancel_pending: cancel what has not begun, instead of computing it.
+        """
+        with self._lock:
+            self._closed = True
+            self._more_ready.notify_all()
+            pending = list(self._waiting) if cancel_pending else []
+        for future in pending:
+            future.cancel()
+        if getattr(self._own, "inside", False):
+            return
+        with self._lock:
+            self._all_answered.wait_for(lambda: self._accepted == 0)
+        self._worker.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _overload(self) -> OverloadError:
+        self._metrics.count("rejections")
+        with self._lock:
+            self._turned_away += 1
+            now, turned_away = time.monotonic(), self._turned_away
+            warn = now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS
+            if warn:
+                self._turned_away, self._warned_at = 0, now
+        if warn:
+            _log.warning("the batcher's queue of %d is full: %d requests turned away", self._max_queue, turned_away)
+        return OverloadError(
+            f"max_queue={self._max_queue} requests are accepted and not yet answered; try again in a moment, send "
+            "fewer at once, or raise max_queue if the wait and the memory allow it"
+        )
+
+    def _leave(self, future: Future[Prediction]) -> None:
+        """The first callback of every future: its place is free before anybody hears of the answer."""
+        with self._lock:
+            cancelled = self._waiting.pop(future, None)
+            self._ready.pop(future, None)
+            if cancelled is not None:
+                future.set_running_or_notify_cancel()  # else `concurrent.futures.wait` would never hear of it
+            self._accepted -= 1
+            if self._accepted == 0:
+                self._all_answered.notify_all()
+        if future.cancelled():
+            self._metrics.count("cancellations")
+            if cancelled is not None and cancelled.decoding is not None:
+                cancelled.decoding.cancel()
+
+    def _begin(self, request: _Request) -> bool:
+        """Take a request out of the queue, with the lock held; False: it was cancelled."""
+        self._ready.pop(request.future, None)
+        if self._waiting.pop(request.future, None) is None:
+            return False
+        return request.future.set_running_or_notify_cancel()
+
+    def _decoded(self, request: _Request, decoding: Future[Any]) -> None:
+        if decoding.cancelled():  # with its request, or because the pool ended
+            request.future.cancel()
+            return
+        outcome = decoding.exception() or decoding.result()
+        if isinstance(outcome, BaseException):
+            with self._lock:
+                begun = self._begin(request)
+            if begun:
+                self._settle([request], outcome)
+            return
+        with self._lock:
+            if request.future not in self._waiting:
+                return
+            request.pixels, request.ready_at = outcome, time.monotonic()
+            self._ready[request.future] = request
+            idle = not self._working
+            self._working = True
+            if len(self._ready) >= self._max_batch:
+                self._more_ready.notify_all()
+        if idle:
+            try:
+                self._worker.submit(self._work)
+            except RuntimeError:  # the interpreter is ending
+                request.future.cancel()
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            now = time.monotonic()
+            for request in batch:
+                self._metrics.observe("queue_wait_seconds", now - request.accepted_at)
+            self._metrics.gauge("queue_depth", self._accepted)
+            try:
+                pixels = np.stack([request.pixels for request in batch if request.pixels is not None])
+                predictions = self._answer(pixels, max(request.top_k for request in batch))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer to these requests
+                self._settle(batch, error)
+            else:
+                self._settle(batch, predictions)
+            self._metrics.gauge("queue_depth", self._accepted)
+
+    def _next_batch(self) -> list[_Request]:
+        """The requests to compute next, begun; none: the worker's turn is over."""
+        with self._lock:
+            while self._ready:
+                oldest = next(iter(self._ready.values()))
+                left = oldest.ready_at + self._max_delay - time.monotonic()
+                if len(self._ready) < self._max_batch and left > 0 and not self._closed:
+                    self._more_ready.wait(left)
+                    continue
+                chosen = [request for request, _ in zip(self._ready.values(), range(self._max_batch), strict=False)]
+                batch = [request for request in chosen if self._begin(request)]
+                if batch:
+                    return batch
+            self._working = False
+            return []
+
+    def _settle(self, batch: Iterable[_Request], outcome: Iterable[Prediction] | BaseException) -> None:
+        """Answer requests that have begun. A callback of theirs that raises takes no answer from the others."""
+        before, self._own.inside = getattr(self._own, "inside", False), True
+        try:
+            if isinstance(outcome, BaseException):
+                for request in batch:
+                    self._metrics.count("errors", kind=type(outcome).__name__)
+                    _carry_out(partial(request.future.set_exception, outcome))
+                return
+            for request, prediction in zip(batch, outcome, strict=True):
+                answer = replace(
+                    prediction,
+                    labels=prediction.labels[: request.top_k],
+                    probabilities=prediction.probabilities[: request.top_k],
+                )
+                _carry_out(partial(request.future.set_result, answer))
+        finally:
+            self._own.inside = before
+
+
+def _carry_out(answer: Callable[[], None]) -> None:
+    try:
+        answer()
+    except BaseException:  # noqa: BLE001 - futures catch what callbacks raise, but for SystemExit and its like
+        _log.exception("a callback of a request failed")
