@@ -41,6 +41,7 @@ from fastfsl.bundle.manifest import (
 )
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
 from fastfsl.bundle.readout import KernelArrays, Readout, load_readout, read_readout, write_readout
+from fastfsl.bundle.text_record import TEXT_CLASSES, TEXT_CLEANING, TEXT_GRAPH, TOKENIZER
 from fastfsl.bundle.verify import check_bundle, check_file, read_file
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
@@ -60,6 +61,10 @@ __all__ = [
     "PRECISIONS",
     "PTX_TARGET",
     "READOUT",
+    "TEXT_CLASSES",
+    "TEXT_CLEANING",
+    "TEXT_GRAPH",
+    "TOKENIZER",
     "VISUAL_GRAPH",
     "WEIGHT_NAMES",
     "ArgumentKind",

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fastfsl.bundle.text_record import check_text_files, is_text
 from fastfsl.bundle.untrusted import AGAIN, NEWER, is_fraction, is_positive, read_regular, strict_json
 from fastfsl.errors import BundleError
 
@@ -65,6 +66,11 @@ class Manifest:
             other encoder. May be left out.
         kernels: {"architectures": ["sm_80", ...], "dtype": "fp16" or "bf16"} where the flow comes compiled for graphics
             cards as well; the architectures are those with machine code. None otherwise. May be left out.
+        text: {"context_length": int, "vocab_size": int, "clean": one of ``TEXT_CLEANING``, "strip_id": int or None,
+            "templates": [str, ...], "linear_scale": float} where classes can be added by name: token ids of one text,
+            and how many there are; what is done to a text first; an id that becomes 0 in the end; what a name is put
+            into ("{}" marks the place); the factor on a class text that makes its row of the read-out's linear part, 0
+            where that part is empty. None otherwise. May be left out.
     """
 
     format_version: int
@@ -86,6 +92,7 @@ class Manifest:
     read_steps: tuple[int, ...] = ()
     blend: dict[str, Any] | None = None
     kernels: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of ``manifest.json``."""
@@ -103,7 +110,7 @@ class Manifest:
         Raises:
             BundleError: anything is missing, unknown, of another type or out of range.
         """
-        values = {"read_steps": [], "blend": None, "kernels": None, **strict_json(data, path)}
+        values = {"read_steps": [], "blend": None, "kernels": None, "text": None, **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
             raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
@@ -174,6 +181,7 @@ def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
             f"{FLOW_PLAN}, got {_short(flow)}; {AGAIN}"
         )
     _check_kernels(values, path)
+    check_text_files(values, path, with_flow=FLOW_GRAPH in files)
 
 
 def _check_kernels(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -286,6 +294,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "encoder": ("null, or an object with backbone, pretrained and a sha256 digest", _is_encoder),
     "blend": ("null, or an object with an alpha from 0 to 1 and normalized, true or false", _is_blend),
     "kernels": ("null, or an object with architectures and a dtype, fp16 or bf16", _is_kernels),
+    "text": ("null, or an object that says how texts are read", is_text),
     "files": (
         "an object of {sha256, size}",
         lambda v: _is_object(v) and all(map(_is_file_entry, v.values())),
