@@ -31,18 +31,19 @@ from fastfsl.bundle.manifest import (
     FLOW_PLAN,
     FORMAT_VERSION,
     KERNEL_DTYPES,
-    MANIFEST_NAME,
     PRECISIONS,
     READOUT,
     VISUAL_GRAPH,
     Manifest,
     bundle_digest,
     read_manifest,
+    read_pinned,
 )
+from fastfsl.bundle.paths import MANIFEST_NAME
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
 from fastfsl.bundle.readout import KernelArrays, Readout, load_readout, read_readout, write_readout
 from fastfsl.bundle.text_record import TEXT_CLASSES, TEXT_CLEANING, TEXT_GRAPH, TOKENIZER
-from fastfsl.bundle.verify import check_bundle, check_file, read_file
+from fastfsl.bundle.verify import check_bundle, check_file, read_file, unlisted_files
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
 __all__ = [
@@ -88,10 +89,12 @@ __all__ = [
     "read_flow_weights",
     "read_kernel",
     "read_manifest",
+    "read_pinned",
     "read_plan",
     "read_readout",
     "seal_bundle",
     "staging_folder",
+    "unlisted_files",
     "widen",
     "write_flow_kernels",
     "write_flow_weights",

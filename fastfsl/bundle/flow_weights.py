@@ -16,7 +16,7 @@ import numpy as np
 
 from fastfsl.bundle.manifest import FLOW_KERNELS_WEIGHTS, KERNEL_DTYPES, Manifest
 from fastfsl.bundle.plan import PlanArrays
-from fastfsl.bundle.tensors import MAX_BYTES, read_tensors, write_tensors
+from fastfsl.bundle.tensors import read_tensors, write_tensors
 from fastfsl.bundle.untrusted import AGAIN, is_positive
 from fastfsl.bundle.verify import read_file
 from fastfsl.errors import BundleError, DataError, ShapeError
@@ -163,8 +163,6 @@ def read_flow_weights(bundle_dir: str | os.PathLike[str], manifest: Manifest) ->
     path = Path(bundle_dir) / FLOW_KERNELS_WEIGHTS
     if manifest.kernels is None:
         raise BundleError(f"{bundle_dir}: has no compiled kernels; export it with --arch")
-    if manifest.files[FLOW_KERNELS_WEIGHTS]["size"] > MAX_BYTES:
-        raise BundleError(f"{path}: more than the {MAX_BYTES} bytes allowed; {AGAIN}")
     data = read_file(bundle_dir, manifest, FLOW_KERNELS_WEIGHTS)
     metadata, arrays = read_tensors(path, WEIGHTS_FORMAT, "flow kernels' weights file", data, ("F32", "F16", "U16"))
     if set(metadata) != {"format", "version", *_METADATA} or "class_embeddings" not in arrays:

@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fastfsl.bundle.paths import MANIFEST_NAME, check_paths
 from fastfsl.bundle.text_record import check_text_files, is_text
-from fastfsl.bundle.untrusted import AGAIN, NEWER, is_fraction, is_positive, read_regular, strict_json
-from fastfsl.errors import BundleError
+from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, NEWER, is_fraction, is_positive, read_regular, strict_json
+from fastfsl.errors import BundleError, ConfigError
 
 FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
 PRECISIONS = ("fp32",)
 
 # Where the parts of a bundle lie. There is always a flow, a read-out or both; a plan only beside a flow.
@@ -32,6 +32,9 @@ FLOW_KERNELS_WEIGHTS = f"{FLOW_KERNELS_FOLDER}/weights.safetensors"
 KERNEL_DTYPES = ("fp16", "bf16")
 
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}", re.ASCII)
+
+# Kernels for sixteen architectures are a thousand files.
+MAX_FILES = 4096
 
 # Thousands of class names and support digests fit in a few MiB.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -113,7 +116,7 @@ class Manifest:
         values = {"read_steps": [], "blend": None, "kernels": None, "text": None, **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
-            raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {version!r}; {AGAIN}")
+            raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {_short(version)}; {AGAIN}")
         if version > FORMAT_VERSION:
             raise BundleError(f"{path}: format version {version}, this fastfsl reads {FORMAT_VERSION}; {NEWER}")
         for key in _CHECKS:
@@ -121,12 +124,11 @@ class Manifest:
                 raise BundleError(f"{path}: the key {key!r} is missing; {AGAIN}")
         for key, value in values.items():
             if key not in _CHECKS:
-                raise BundleError(f"{path}: unknown key {key!r}; {NEWER}")
+                raise BundleError(f"{path}: unknown key {_short(key)}; {NEWER}")
             expected, holds = _CHECKS[key]
             if not holds(value):
                 raise BundleError(f"{path}: {key!r} must be {expected}, got {_short(value)}; {AGAIN}")
-        for name in values["files"]:
-            check_relative_path(name, path)
+        check_paths(values["files"], path)
         _check_parts(values, path)
         values["class_names"] = tuple(values["class_names"])
         values["read_steps"] = tuple(values["read_steps"])
@@ -137,26 +139,49 @@ class Manifest:
         return cls(**values)
 
 
-def read_manifest(bundle_dir: str | os.PathLike[str]) -> Manifest:
+def read_manifest(bundle_dir: str | os.PathLike[str], expected_digest: str | None = None) -> Manifest:
     """Read and check the manifest of a bundle. The other files are not looked at: see ``check_bundle``.
 
+    Args:
+        bundle_dir: the bundle's folder.
+        expected_digest: what ``bundle_digest`` must be; None: anything. See ``read_pinned``.
+
     Raises:
-        BundleError: there is no bundle, or its manifest is damaged or of an unknown version.
+        BundleError: there is no bundle, it is another one, or its manifest is damaged or of an unknown version.
+        ConfigError: the expected digest is no sha256.
     """
-    return Manifest.from_json(_manifest_bytes(bundle_dir), Path(bundle_dir) / MANIFEST_NAME)
+    return read_pinned(bundle_dir, expected_digest)[0]
+
+
+def read_pinned(bundle_dir: str | os.PathLike[str], expected_digest: str | None = None) -> tuple[Manifest, str]:
+    """The manifest of a bundle, and the bundle's digest: the sha256 of the very bytes that were parsed.
+
+    The hashes inside a manifest tell damage, not forgery: who alters a file can alter its hash. A digest that was
+    kept somewhere else (in the code that loads the bundle, or in a deployment's settings) tells both. It is compared
+    before anything is parsed.
+
+    Args:
+        bundle_dir: the bundle's folder.
+        expected_digest: 64 hexadecimal digits; None: any bundle will do.
+
+    Raises:
+        BundleError: as for ``read_manifest``.
+        ConfigError: the expected digest is no sha256.
+    """
+    expected = None if expected_digest is None else _digest(expected_digest)
+    path, data = Path(bundle_dir) / MANIFEST_NAME, _manifest_bytes(bundle_dir)
+    found = hashlib.sha256(data).hexdigest()
+    if expected is not None and found != expected:
+        raise BundleError(
+            f"{bundle_dir}: expected the bundle of digest {expected}, got {found}; it is another bundle or was "
+            "altered: do not use it unless you know why"
+        )
+    return Manifest.from_json(data, path), found
 
 
 def bundle_digest(bundle_dir: str | os.PathLike[str]) -> str:
     """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash."""
     return hashlib.sha256(_manifest_bytes(bundle_dir)).hexdigest()
-
-
-def check_relative_path(name: str, path: str | os.PathLike[str]) -> None:
-    """Refuse whatever could mean a file outside the bundle, on any operating system."""
-    parts = name.split("/")
-    harmless = name.isprintable() and not any(sign in name for sign in '\\:*?"<>|') and len(name) <= 255
-    if not harmless or any(part in ("", ".", "..") for part in parts) or name == MANIFEST_NAME:
-        raise BundleError(f"{path}: the listed file {name!r} is no path inside the bundle; do not trust this bundle")
 
 
 def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -203,6 +228,16 @@ def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
     if not os.path.lexists(folder / MANIFEST_NAME):
         raise BundleError(f"{folder}: no {MANIFEST_NAME} in it, so it is no bundle; make one with `fastfsl export`")
     return read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+
+
+def _digest(value: object) -> str:
+    digest = value.lower() if isinstance(value, str) else value
+    if not isinstance(digest, str) or not _is_sha256(digest):
+        raise ConfigError(
+            f"expected_digest must be the 64 hexadecimal digits that `fastfsl inspect BUNDLE --digest` prints, got "
+            f"{_short(value)}"
+        )
+    return digest
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -260,7 +295,7 @@ def _is_file_entry(value: object) -> bool:
         and set(value) == {"sha256", "size"}
         and _is_sha256(value["sha256"])
         and _is_int(value["size"])
-        and value["size"] >= 0
+        and 0 <= value["size"] <= MAX_FILE_BYTES
     )
 
 
@@ -296,8 +331,8 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kernels": ("null, or an object with architectures and a dtype, fp16 or bf16", _is_kernels),
     "text": ("null, or an object that says how texts are read", is_text),
     "files": (
-        "an object of {sha256, size}",
-        lambda v: _is_object(v) and all(map(_is_file_entry, v.values())),
+        f"an object of up to {MAX_FILES} {{sha256, size}}, none larger than {MAX_FILE_BYTES} bytes",
+        lambda v: _is_object(v) and len(v) <= MAX_FILES and all(map(_is_file_entry, v.values())),
     ),
     "versions": ("an object of names", lambda v: _is_object(v) and all(map(_is_name, v.values()))),
     "metrics": ("an object", _is_object),

@@ -111,13 +111,17 @@ class PlanArrays:
 _PLAN_ARRAYS = tuple(field.name for field in fields(PlanArrays) if field.name != "step_size")
 
 
-def read_plan(path: str | os.PathLike[str]) -> PlanArrays:
+def read_plan(path: str | os.PathLike[str], data: bytes | None = None) -> PlanArrays:
     """Read a plan written by ``write_plan``.
+
+    Args:
+        path: the file; with ``data`` only what messages call it.
+        data: the file's bytes, if they were read already.
 
     Raises:
         BundleError: the file is missing, damaged, not a plan, or of an unknown version.
     """
-    metadata, arrays = read_tensors(path, PLAN_FORMAT, "flow plan")
+    metadata, arrays = read_tensors(path, PLAN_FORMAT, "flow plan", data)
     if sorted(arrays) != sorted(_PLAN_ARRAYS):
         raise BundleError(f"{path}: expected the arrays {', '.join(_PLAN_ARRAYS)}, got {sorted(arrays)}; {AGAIN}")
     try:

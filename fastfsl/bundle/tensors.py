@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from fastfsl.bundle.untrusted import AGAIN, NEWER, read_regular, strict_json
+from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, NEWER, read_regular, strict_json
 from fastfsl.errors import BundleError
 from fastfsl.files import staged_file
 
 VERSION = "1"
 _DTYPES = {"F32": "float32 (F32)", "F16": "float16 (F16)", "U16": "uint16 (U16)"}
 
-# A header holds a short entry for each array: twelve in a plan. The largest plan in sight (d = 1024, 12 blocks) has
-# 110 MB.
+# A header holds a short entry for each array: twelve in a plan.
 MAX_HEADER_BYTES = 64 * 2**10
-MAX_BYTES = 4 * 2**30
 
 
 def read_tensors(
@@ -50,7 +48,7 @@ def read_tensors(
     from safetensors.numpy import load
 
     path = Path(path)
-    data = read_regular(path, MAX_BYTES) if data is None else data
+    data = read_regular(path, MAX_FILE_BYTES) if data is None else data
     header = _header(data, path)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != file_format:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastfsl.errors import BundleError
 
@@ -16,46 +19,62 @@ from fastfsl.errors import BundleError
 AGAIN = "the bundle is damaged: export it again"
 NEWER = "it was made by a newer fastfsl: upgrade fastfsl, or export it again with this version"
 
+# ONNX cannot hold more in one file, and nothing else in a bundle is nearly as large.
+MAX_FILE_BYTES = 2 * 2**30
 MAX_JSON_DEPTH = 32
 
 _CHUNK = 2**20
+# What an operating system does not know it does without: there the kind of the file alone is checked.
+_NO_FOLLOW, _NO_WAIT, _BINARY = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+# How opening a link, a socket or a device without a driver, and a folder ends.
+_OTHER_KIND = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
 
 def read_regular(path: Path, max_bytes: int, expected_size: int | None = None) -> bytes:
-    """The bytes of a regular file that is no link and not larger than allowed."""
+    """The bytes of a regular file that is no link and not larger than allowed; nothing is read of any other.
+
+    Raises:
+        BundleError: the file is missing, of another kind or size, too large, or cannot be read.
+    """
+    with _opened(path, max_bytes, expected_size) as (file, size):
+        return file.read(size + 1)
+
+
+def hash_regular(path: Path, max_bytes: int, expected_size: int | None = None) -> tuple[int, str]:
+    """Size in bytes and sha256 in hex of such a file, read piece by piece; errors as for `read_regular`."""
+    digest, found = hashlib.sha256(), 0
+    with _opened(path, max_bytes, expected_size) as (file, size):
+        while found <= size and (chunk := file.read(_CHUNK)):
+            digest.update(chunk)
+            found += len(chunk)
+    return found, digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_bytes: int, expected_size: int | None) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file and its size. The kind is asked of what was opened, so nothing can be exchanged in between."""
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: expected a regular file, not a folder, link or device; {AGAIN}")
-        if expected_size is not None and status.st_size != expected_size:
-            raise wrong_size(path, expected_size, status.st_size)
-        if status.st_size > max_bytes:
-            raise BundleError(f"{path}: {status.st_size} bytes, more than the {max_bytes} allowed; {AGAIN}")
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)
+        # Without waiting for a writer at the other end of a pipe, and not through a link.
+        descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_regular(path)
+            if expected_size is not None and status.st_size != expected_size:
+                raise wrong_size(path, expected_size, status.st_size)
+            if status.st_size > max_bytes:
+                raise BundleError(f"{path}: {status.st_size} bytes, more than the {max_bytes} allowed; {AGAIN}")
+            yield file, status.st_size
     except FileNotFoundError as error:
         raise BundleError(f"{path}: the file is missing; {AGAIN}") from error
     except OSError as error:
+        if error.errno in _OTHER_KIND:
+            raise _not_regular(path) from error
         raise BundleError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 in hex of a regular file, read piece by piece.
-
-    Raises:
-        BundleError: the file is missing, or no regular file.
-        OSError: it cannot be read.
-    """
-    if not path.exists():
-        raise BundleError(f"{path}: the file is missing; {AGAIN}")
-    if not path.is_file():
-        raise BundleError(f"{path}: expected a regular file; {AGAIN}")
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+def _not_regular(path: Path) -> BundleError:
+    return BundleError(f"{path}: expected a regular file, not a folder, link or device; {AGAIN}")
 
 
 def wrong_size(path: Path, expected: int, found: int) -> BundleError:

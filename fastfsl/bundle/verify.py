@@ -6,8 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from fastfsl.bundle.manifest import MANIFEST_NAME, Manifest, check_relative_path, read_manifest
-from fastfsl.bundle.untrusted import AGAIN, hash_file, read_regular, wrong_size
+from fastfsl.bundle.manifest import Manifest, read_manifest
+from fastfsl.bundle.paths import MANIFEST_NAME, check_relative_path
+from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, hash_regular, read_regular, wrong_size
 from fastfsl.errors import BundleError
 
 
@@ -33,11 +34,7 @@ def check_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str
         BundleError: as ``check_bundle``.
     """
     path, size, sha256 = _locate(Path(bundle_dir), manifest, name)
-    try:
-        found_size, found = hash_file(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-    _compare(path, (size, sha256), (found_size, found))
+    _compare(path, (size, sha256), hash_regular(path, MAX_FILE_BYTES, expected_size=size))
 
 
 def read_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str) -> bytes:
@@ -47,9 +44,19 @@ def read_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str)
         BundleError: as ``check_bundle``; or the manifest does not list the file.
     """
     path, size, sha256 = _locate(Path(bundle_dir), manifest, name)
-    data = read_regular(path, size, expected_size=size)
+    data = read_regular(path, MAX_FILE_BYTES, expected_size=size)
     _compare(path, (size, sha256), (len(data), hashlib.sha256(data).hexdigest()))
     return data
+
+
+def unlisted_files(bundle_dir: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """What lies in a bundle's folder without being a part of it, in order. None of it is ever loaded."""
+    folder, known = Path(bundle_dir), {MANIFEST_NAME, *manifest.files}
+    found = []
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in (*files, *links)]
+    return sorted(set(found) - known)
 
 
 def _locate(bundle_dir: Path, manifest: Manifest, name: str) -> tuple[Path, int, str]:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastfsl.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
-from fastfsl.bundle.untrusted import hash_file
+from fastfsl.bundle.manifest import FORMAT_VERSION, Manifest
+from fastfsl.bundle.paths import MANIFEST_NAME
+from fastfsl.bundle.untrusted import MAX_FILE_BYTES, hash_regular
 from fastfsl.errors import BundleError
 from fastfsl.files import staged_directory
 
@@ -68,6 +69,6 @@ def _hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise BundleError(f"{path}: only regular files and folders can be part of a bundle")
         if path.is_file() and path != folder / MANIFEST_NAME:
-            size, sha256 = hash_file(path)
+            size, sha256 = hash_regular(path, MAX_FILE_BYTES)
             entries[path.relative_to(folder).as_posix()] = {"sha256": sha256, "size": size}
     return entries

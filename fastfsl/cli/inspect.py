@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.options import ExpectedDigest
+from fastfsl.cli.output import print_fields, print_json, stdout, warn
 from fastfsl.errors import BundleError
 
 if TYPE_CHECKING:
@@ -16,25 +17,44 @@ _SHOWN_CLASSES = 10
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by `fastfsl export`.")],
+    digest_only: Annotated[
+        bool, typer.Option("--digest", help="Verify, then print the digest alone: what --expected-digest takes.")
+    ] = False,
+    expected_digest: ExpectedDigest = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Verify a bundle's files and show what it holds and how it was made."""
+    """Verify a bundle's files and show what it holds and how it was made.
+
+    The digest names a bundle with every byte in it. Keep it apart from the bundle (in the code that loads it, or in a
+    deployment's settings): who can alter a bundle can alter the hashes in it too.
+    """
     from dataclasses import asdict
 
-    from fastfsl.bundle import bundle_digest, check_bundle, load_readout
+    from fastfsl.bundle import check_bundle, load_readout, read_pinned, unlisted_files
 
-    manifest = check_bundle(bundle)
+    manifest, digest = read_pinned(bundle, expected_digest)
+    check_bundle(bundle, manifest)
+    if digest_only:
+        if as_json:
+            print_json({"digest": digest})
+        else:
+            stdout().print(digest, soft_wrap=True)
+        return
+    unlisted = unlisted_files(bundle, manifest)
     readout = load_readout(bundle, manifest)
     document = {
         "bundle": str(bundle),
-        "digest": bundle_digest(bundle),
+        "digest": digest,
         "verified": True,
+        "unlisted": unlisted,
         "total_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "flow": _check_plan(bundle, manifest),
         "readout": None if readout is None else readout.describe(),
         "compiled": _compiled(bundle, manifest),
         **asdict(manifest),
     }
+    if unlisted:
+        warn(f"{len(unlisted)} files that the manifest does not list, and that are never loaded: {unlisted[0]} ...")
     if as_json:
         print_json(document)
     else:
@@ -47,11 +67,11 @@ def _check_plan(bundle: Path, manifest: "Manifest") -> dict[str, int] | None:
     Raises:
         BundleError: they are not.
     """
-    from fastfsl.bundle import FLOW_PLAN, read_plan
+    from fastfsl.bundle import FLOW_PLAN, read_file, read_plan
 
     if FLOW_PLAN not in manifest.files:
         return None
-    plan = read_plan(bundle / FLOW_PLAN)
+    plan = read_plan(bundle / FLOW_PLAN, read_file(bundle, manifest, FLOW_PLAN))
     found = (plan.num_steps, plan.dim, plan.step_size)
     expected = (manifest.num_steps, manifest.embed_dim, manifest.step_size)
     if found != expected:
@@ -88,7 +108,7 @@ def _compiled(bundle: Path, manifest: "Manifest") -> dict[str, Any] | None:
 def _for_people(document: dict[str, Any], manifest: "Manifest") -> dict[str, Any]:
     """The document without what only machines read: hashes become sizes, long lists their length."""
     shown = {**document}
-    for name in ("bundle", "verified", "format_version"):
+    for name in ("bundle", "verified", "unlisted", "format_version"):
         del shown[name]
     names = ", ".join(manifest.class_names[:_SHOWN_CLASSES])
     more = len(manifest.class_names) - _SHOWN_CLASSES

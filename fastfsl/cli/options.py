@@ -31,3 +31,7 @@ Alpha = Annotated[
         help="Where an encoder blends a tuned tower (1) with the frozen one (0): its weight.  [default: the training's]"
     ),
 ]
+ExpectedDigest = Annotated[
+    str | None,
+    typer.Option(help="What `fastfsl inspect BUNDLE --digest` prints of the one bundle that may be loaded."),
+]

@@ -64,12 +64,18 @@ class Loaded:
 
 
 def load_bundle(
-    path: str | os.PathLike[str], *, device: str, num_threads: int | None, alpha: float | None, flow: str
+    path: str | os.PathLike[str],
+    *,
+    device: str,
+    num_threads: int | None,
+    alpha: float | None,
+    flow: str,
+    expected_digest: str | None = None,
 ) -> Loaded:
     """Check a bundle completely and load it; arguments and errors as for `Classifier.load`."""
     if flow not in FLOWS:
         raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
-    manifest = bundle.read_manifest(path)
+    manifest, digest = bundle.read_pinned(path, expected_digest)
     weight = blend_weight(manifest, alpha)
     for name in manifest.files:
         if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
@@ -84,7 +90,7 @@ def load_bundle(
     encoder = ImageEncoder.load(path, manifest, lambda model, name: create(model, name, card), weight)
     origin = {
         "bundle": os.fspath(path),
-        "digest": bundle.bundle_digest(path),
+        "digest": digest,
         "device": device,
         "num_threads": num_threads,
         "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},

@@ -512,8 +512,8 @@ def test_sizes_are_bounded_before_anything_is_read(made, monkeypatch):
     monkeypatch.setattr("fastfsl.bundle.flow_kernels.MAX_INDEX_BYTES", 10)
     with pytest.raises(BundleError, match=r"kernels\.json: \d+ bytes, more than the 10 allowed"):
         bundle.read_flow_kernels(made, manifest)
-    monkeypatch.setattr("fastfsl.bundle.flow_weights.MAX_BYTES", 10)
-    with pytest.raises(BundleError, match=r"weights\.safetensors: more than the 10 bytes allowed"):
+    monkeypatch.setattr("fastfsl.bundle.verify.MAX_FILE_BYTES", 10)
+    with pytest.raises(BundleError, match=r"weights\.safetensors: \d+ bytes, more than the 10 allowed"):
         bundle.read_flow_weights(made, manifest)
 
 

@@ -114,3 +114,35 @@ def test_the_plan_is_read_not_only_hashed(fastfsl, write_bundle, tmp_path):
     result = fastfsl("inspect", tmp_path / "other")
     assert result.exit_code == 2
     assert "plan.safetensors" in result.stderr.replace("\n", "")
+
+
+def test_the_digest_alone(fastfsl, image_bundle):
+    digest = bundle.bundle_digest(image_bundle)
+    assert fastfsl("inspect", image_bundle, "--digest").stdout == f"{digest}\n"
+    assert fastfsl("inspect", image_bundle, "--digest", "--json").document == {"digest": digest}
+    assert fastfsl("inspect", image_bundle, "--digest", "--expected-digest", digest).exit_code == 0
+    other = fastfsl("inspect", image_bundle, "--expected-digest", "0" * 64)
+    assert (other.exit_code, other.stdout) == (2, "")
+    assert digest in other.stderr
+
+
+def test_a_digest_of_damaged_files_is_not_printed(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle")
+    (path / "flow" / "model.onnx").write_bytes(b"")
+    result = fastfsl("inspect", path, "--digest")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_predict_takes_the_expected_bundle_alone(fastfsl, image_bundle, photos):
+    digest = bundle.bundle_digest(image_bundle)
+    assert fastfsl("predict", image_bundle, photos, "--expected-digest", digest, "--json").exit_code == 0
+    assert fastfsl("predict", image_bundle, photos, "--expected-digest", digest[::-1], "--json").exit_code == 2
+
+
+def test_files_that_are_no_part_of_the_bundle_are_told(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle")
+    assert fastfsl("inspect", path, "--json").document["unlisted"] == []
+    (path / "notes.txt").write_text("mine")
+    result = fastfsl("inspect", path, "--json")
+    assert result.document["unlisted"] == ["notes.txt"]
+    assert "notes.txt" in result.stderr
