@@ -232,8 +232,8 @@ class Batcher:
         if idle:
             try:
                 self._worker.submit(self._work)
-            except RuntimeError:  # the interpreter is ending
-                request.future.cancel()
+            except RuntimeError:  # the interpreter is ending, or no thread can be had: then on this one
+                self._work()
 
     def _work(self) -> None:
         while batch := self._next_batch():
