@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from fastfsl.cli.options import Alpha
+from fastfsl.cli.options import Alpha, ExpectedDigest
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError, DataError
@@ -38,6 +38,7 @@ def predict(
         str,
         typer.Option(help="auto, compiled or onnx. auto takes the bundle's kernels where a GPU runs them."),
     ] = "auto",
+    expected_digest: ExpectedDigest = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
@@ -50,7 +51,9 @@ def predict(
         raise ConfigError(f"--on-error must be raise or mark, got {on_error!r}")
     mode: Literal["raise", "mark"] = "mark" if on_error == "mark" else "raise"
     with stdout_kept_clean():
-        classifier = Classifier.load(bundle, device=device, num_threads=num_threads, alpha=alpha, flow=flow)
+        classifier = Classifier.load(
+            bundle, device=device, num_threads=num_threads, alpha=alpha, flow=flow, expected_digest=expected_digest
+        )
     files = find_images(images)
     predictions: list[Prediction] = []
     with reporting() as reporter:
