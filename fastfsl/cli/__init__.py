@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 import typer
 
+from fastfsl.cli.bench import bench
 from fastfsl.cli.compare import compare
 from fastfsl.cli.demo import demo
 from fastfsl.cli.doctor import doctor
@@ -72,7 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (demo, train, evaluate, compare, export, predict, inspect, doctor):
+for _command in (demo, train, evaluate, compare, export, predict, bench, inspect, doctor):
     app.command(name=_command.__name__)(_guarded(_command))
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastfsl.cli.output import print_fields, print_json, stdout, stdout_kept_clean
 
-_PACKAGES = (
+PACKAGES = (
     "fastfsl",
     "numpy",
     "safetensors",
@@ -35,7 +35,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report versions, package conflicts, the providers that really compute, the GPUs, and what to do."""
-    packages = installed(_PACKAGES)
+    packages = installed(PACKAGES)
     gpus, gpu_source = find_gpus()
     with stdout_kept_clean():
         usable, failures = _probe(packages)
