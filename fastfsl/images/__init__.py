@@ -1,6 +1,6 @@
 """From a file, bytes, PIL image or array to the pixels an encoder sees, bit for bit as open_clip makes them.
 
-Training and the runtime both come through here, so the two cannot drift. Two steps:
+Training and the runtime both come through here, so the two cannot drift. Two steps, which ``exact_pixels`` joins:
 
 ``open_image``
     decodes one source into a PIL image in mode L, LA, RGB or RGBA.
@@ -25,11 +25,15 @@ EXIF orientation 1-8                      turned upright in files and bytes; a P
 more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded
 zero pixels, truncated, not an image      DataError that names the source
 ========================================  =====================================================================
+
+``fast_pixels`` has the same outcomes in less time, a few grey values off: it decodes JPEGs at a fraction of their size.
+``PREPROCESS`` has the two by name.
 """
 
 from typing import TYPE_CHECKING
 
 from fastfsl.images.opening import FORMATS, MAX_PIXELS, open_image, source_name
+from fastfsl.images.prepared import PREPROCESS, exact_pixels, fast_pixels
 from fastfsl.images.preprocessing import RESIZE_MODES, Preprocessing, preprocess
 
 if TYPE_CHECKING:
@@ -38,9 +42,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "PREPROCESS",
     "RESIZE_MODES",
     "ImageSource",
     "Preprocessing",
+    "exact_pixels",
+    "fast_pixels",
     "open_image",
     "preprocess",
     "source_name",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from fastfsl.errors import DataError, ShapeError
@@ -24,6 +25,8 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 0x0112
+# A PIL image that was opened but not decoded yet is decoded in place, and may be handed over twice.
+_decoding_in_place = Lock()
 # The modes that open_clip's transform and ``preprocess`` treat alike, and the only ones ``open_image`` returns.
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA")
 _CONVERSIONS = {
@@ -70,18 +73,27 @@ def open_image(source: ImageSource) -> Image.Image:
         ShapeError: an array of another shape or dtype.
         ConfigError: Pillow is not installed.
     """
-    image_module = pillow()
     name = source_name(source)
+    image, encoded = open_header(source, name)
+    return plain_mode(upright(load_pixels(image, name)) if encoded else image, name)
+
+
+def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
+    """An image whose format and size are known and allowed, and whether its pixels are still encoded.
+
+    Errors as for ``open_image``.
+    """
+    image_module = pillow()
     if isinstance(source, str | os.PathLike):
-        return _plain_mode(_decode(_read(Path(source)), name), name)
+        return _identify(_read(Path(source)), name), True
     if isinstance(source, bytes | bytearray | memoryview):
-        return _plain_mode(_decode(bytes(source), name), name)
+        return _identify(bytes(source), name), True
     if isinstance(source, image_module.Image):
-        if 0 in source.size:
-            raise DataError(f"{name}: the image has no pixels")
-        return _plain_mode(source, name)
+        _check_size(source, name)
+        with _decoding_in_place:
+            return load_pixels(source, name), False
     if hasattr(source, "__array_interface__"):
-        return _from_array(source, name)
+        return _from_array(source, name), False
     raise DataError(f"{name}: expected a path, image bytes, a PIL image or a uint8 array (H, W, 3)")
 
 
@@ -101,8 +113,8 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path!s}: the file cannot be read ({error})") from error
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
-    """The first frame of an encoded image, fully decoded and turned upright."""
+def _identify(data: bytes, name: str) -> Image.Image:
+    """The first frame of an encoded image, its size allowed, its pixels not decoded."""
     image_module = pillow()
     if not data:
         raise DataError(f"{name}: the file is empty; expected an image")
@@ -116,28 +128,51 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller ({error})") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise a dozen types, and plain ones
         raise DataError(f"{name}: the image cannot be decoded ({type(error).__name__}: {error})") from error
+    _check_size(image, name)
+    return image
+
+
+def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     # Pillow's own limit can be switched off by the program around us; this one cannot.
     if width * height > MAX_PIXELS:
         raise DataError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller")
     if width * height == 0:
         raise DataError(f"{name}: the image has no pixels")
+
+
+def load_pixels(image: Image.Image, name: str) -> Image.Image:
+    """The same image, its pixels decoded.
+
+    Raises:
+        DataError: they are truncated or damaged; the source is named.
+    """
     try:
         image.load()
-    except Exception as error:  # as above
+    except Exception as error:  # on hostile bytes Pillow's decoders raise a dozen types as well
         raise DataError(
             f"{name}: the image is truncated or damaged ({type(error).__name__}: {error}); replace the file"
         ) from error
-    return _upright(image)
+    return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Undo the EXIF orientation. An EXIF block that cannot be parsed does not cost the picture."""
-    transpose = pillow().Transpose
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8. An EXIF block that cannot be parsed does not cost the picture: 1, as without one."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises many types on damaged blocks
-        return image
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image with its EXIF orientation undone."""
+    return turn(image, orientation(image))
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as a camera that wrote this EXIF orientation, 1 to 8, saw it."""
+    transpose = pillow().Transpose
     operations = {
         2: transpose.FLIP_LEFT_RIGHT,
         3: transpose.ROTATE_180,
@@ -147,11 +182,11 @@ def _upright(image: Image.Image) -> Image.Image:
         7: transpose.TRANSVERSE,
         8: transpose.ROTATE_90,
     }
-    operation = operations.get(orientation) if isinstance(orientation, int) else None
+    operation = operations.get(orientation)
     return image if operation is None else image.transpose(operation)
 
 
-def _plain_mode(image: Image.Image, name: str) -> Image.Image:
+def plain_mode(image: Image.Image, name: str) -> Image.Image:
     """The image in mode L, LA, RGB or RGBA, by the table of ``fastfsl.images``."""
     if image.mode in _PLAIN_MODES:
         if image.mode in ("L", "RGB") and "transparency" in image.info:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastfsl.errors import DataError
 from fastfsl.images.opening import MAX_PIXELS
@@ -117,12 +117,38 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray[A
     """
     import numpy as np
 
-    image_module = pillow()
-    bicubic = image_module.Resampling.BICUBIC
-    resample = bicubic if preprocessing.interpolation == "bicubic" else image_module.Resampling.BILINEAR
-    target = preprocessing.image_size
-    height, width = image.height, image.width
+    height, width, resample, fill = resized(image.height, image.width, preprocessing)
+    if (height, width) != (image.height, image.width):
+        image = image.resize((width, height), resample)
+    image = center_crop_or_pad(image, preprocessing.image_size, fill)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
+
+class Resized(NamedTuple):
+    """What an image is resized to before its centre is cut out.
+
+    Args:
+        height: rows, in pixels.
+        width: columns, in pixels.
+        resample: Pillow's filter.
+        fill: grey value 0..255 of the padding, where the image is smaller than the encoder's.
+    """
+
+    height: int
+    width: int
+    resample: int
+    fill: int
+
+
+def resized(height: int, width: int, preprocessing: Preprocessing) -> Resized:
+    """Size and filter of the resize of an image of ``height`` x ``width`` pixels.
+
+    Raises:
+        DataError: it would have more than MAX_PIXELS pixels.
+    """
+    resampling = pillow().Resampling
+    resample = resampling.BICUBIC if preprocessing.interpolation == "bicubic" else resampling.BILINEAR
+    target = preprocessing.image_size
     fill = 0
     if preprocessing.resize_mode == "squash":
         size = target
@@ -133,17 +159,14 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray[A
         size = _size_of_short_edge((height, width), target[0])
     else:
         size = _size_keeping_ratio((height, width), target, min)
-        resample = bicubic  # open_clip leaves the interpolation out here, whatever was configured
+        resample = resampling.BICUBIC  # open_clip leaves the interpolation out here, whatever was configured
 
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
             f"an image of {width}x{height} pixels is too long and thin: resized to {size[1]}x{size[0]} it would pass "
             f"the limit of {MAX_PIXELS} pixels; crop it first"
         )
-    if size != (height, width):
-        image = image.resize((size[1], size[0]), resample)
-    image = _center_crop_or_pad(image, target, fill)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    return Resized(*size, resample, fill)
 
 
 def _size_of_short_edge(size: tuple[int, int], target: int) -> tuple[int, int]:
@@ -162,7 +185,7 @@ def _size_keeping_ratio(
     return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
 
 
-def _center_crop_or_pad(image: Image.Image, target: tuple[int, int], fill: int) -> Image.Image:
+def center_crop_or_pad(image: Image.Image, target: tuple[int, int], fill: int) -> Image.Image:
     """The central ``target`` (height, width) of the image, padded first where it is smaller."""
     short_height, short_width = max(0, target[0] - image.height), max(0, target[1] - image.width)
     if short_height or short_width:

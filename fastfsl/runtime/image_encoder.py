@@ -48,6 +48,9 @@ class ImageEncoder:
         manifest: bundle.Manifest,
         create: Callable[[bytes, str], Session],
         alpha: float | None,
+        *,
+        preprocess: str = "exact",
+        image_threads: int | None = None,
     ) -> ImageEncoder | None:
         """Read a bundle's image encoder, checked against its manifest; None if it has none.
 
@@ -56,6 +59,8 @@ class ImageEncoder:
             manifest: its manifest.
             create: makes a session of a graph's bytes and the name that messages call it.
             alpha: as `blend_weight` gives it.
+            preprocess: as `ImageReader` takes it.
+            image_threads: that decode images, likewise.
 
         Raises:
             BundleError: the graph is altered, or it or the preprocessing is not what the manifest promises.
@@ -78,7 +83,8 @@ class ImageEncoder:
                 f"images, got {found}; export the bundle again"
             )
         normalized = manifest.blend is None or manifest.blend["normalized"]
-        return cls(session, ImageReader(preprocessing), manifest.embed_dim, alpha, normalized=normalized)
+        reader = ImageReader(preprocessing, preprocess=preprocess, threads=image_threads)
+        return cls(session, reader, manifest.embed_dim, alpha, normalized=normalized)
 
     def embed(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Embeddings (n, d) of prepared pixels (n, height, width, 3), n from 0."""

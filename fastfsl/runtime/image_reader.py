@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from fastfsl.errors import DataError, ShapeError
-from fastfsl.images import Preprocessing, open_image, preprocess, source_name
+from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.images import PREPROCESS, Preprocessing
+from fastfsl.runtime.session import MAX_THREADS, check_count
 from fastfsl.runtime.threads import available_cpus
 
 # Decoding keeps about this many processors busy beside the encoder before memory bandwidth becomes the limit.
 MAX_WORKERS = 8
+
+# Batches whose images are read while the one before them is computed. One hides the reading; more would only hold more.
+LOOK_AHEAD = 1
+
+Errors = list[DataError | ShapeError | None]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class ImageReader:
@@ -23,40 +31,134 @@ class ImageReader:
 
     Args:
         preprocessing: what the encoder wants.
+        preprocess: "exact", open_clip's pixels bit for bit, or "fast", which decodes large JPEGs at a fraction of
+            their size.
+        threads: that decode; None: one a processor, up to 8.
     """
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, preprocess: str = "exact", threads: int | None = None) -> None:
+        self.preprocess = preprocess
+        self.threads = min(MAX_WORKERS, available_cpus()) if threads is None else threads
         self._preprocessing = preprocessing
+        self._prepare = PREPROCESS[preprocess]
         # Pillow releases the interpreter lock while it decodes and resizes. Threads start with the first batch.
-        self._pool = ThreadPoolExecutor(min(MAX_WORKERS, available_cpus()), thread_name_prefix="fastfsl-images")
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
 
-    def read(
-        self, sources: list[Any]
-    ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[DataError | ShapeError | None]]:
-        """Prepare a batch.
+    def close(self) -> None:
+        """End the threads once the images they are on are read. No image may be handed over afterwards."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def read_one(self, source: Any) -> Pixels:  # noqa: ANN401 - checked by open_image
+        """One image's uint8 pixels (height, width, 3), decoded on the caller's thread.
+
+        Raises:
+            DataError: the image cannot be read; it is named.
+            ShapeError: an array of another shape or dtype.
+        """
+        return self._prepare(source, self._preprocessing)
+
+    def submit(self, source: Any) -> Future[Pixels]:  # noqa: ANN401 - checked by open_image
+        """The same on a thread of the pool."""
+        return self._pool.submit(self.read_one, source)
+
+    def batches(self, sources: Iterable[Any], size: int) -> Generator[tuple[Pixels, Errors]]:
+        """Prepare images batch by batch; while the caller works on one, the next is being read.
+
+        At most ``size`` * (1 + LOOK_AHEAD) images are held, however many there are. An error that ``sources`` itself
+        raises comes after the batches that were complete by then.
 
         Args:
             sources: paths, bytes, PIL images or uint8 arrays.
+            size: images in a batch; the last may have fewer.
 
-        Returns:
+        Yields:
             uint8 pixels of shape (number of readable images, height, width, 3), and for each source its error or None.
         """
-        # One image is not worth a hand-over to another thread.
-        outcomes = [self._read_one(sources[0])] if len(sources) == 1 else list(self._pool.map(self._read_one, sources))
-        height, width = self._preprocessing.image_size
-        pixels = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-        errors = [None if isinstance(outcome, np.ndarray) else outcome for outcome in outcomes]
-        return (np.stack(pixels) if pixels else np.empty((0, height, width, 3), np.uint8)), errors
+        lists = chunks(sources, size)
+        reading: deque[_Batch] = deque()
+        failure: Exception | None = None
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(reading) <= LOOK_AHEAD:
+                    try:
+                        images = next(lists, None)
+                    except Exception as error:  # noqa: BLE001 - whatever the caller's iterator raises is raised below
+                        failure, images = error, None
+                    exhausted = images is None
+                    if images is not None:
+                        reading.append(self._start(images, here=len(images) == 1 and not reading))
+                if not reading:
+                    break
+                batch = reading[0].result()
+                reading.popleft()
+                yield batch
+        finally:
+            for waiting in reading:
+                waiting.cancel()
+        if failure is not None:
+            raise failure
 
-    def _read_one(self, source: Any) -> np.ndarray[Any, np.dtype[np.uint8]] | DataError | ShapeError:  # noqa: ANN401 - checked by open_image
-        try:
-            image = open_image(source)
-        except (DataError, ShapeError) as error:
-            return error
-        try:
-            return preprocess(image, self._preprocessing)
-        except DataError as error:
-            return DataError(f"{source_name(source)}: {error}")
+    def _start(self, sources: list[Any], *, here: bool) -> _Batch:
+        """Begin to read a batch. A single image is not worth a hand-over: it is read ``here``, when it is asked for."""
+        pixels = np.empty((len(sources), *self._preprocessing.image_size, 3), np.uint8)
+
+        def read(index: int) -> DataError | ShapeError | None:
+            try:
+                pixels[index] = self.read_one(sources[index])
+            except (DataError, ShapeError) as error:
+                return error
+            return None
+
+        return _Batch(pixels, read, None if here else [self._pool.submit(read, index) for index in range(len(sources))])
+
+
+class _Batch:
+    """Images being read into the rows of one array.
+
+    Args:
+        pixels: the array.
+        read: fills a row, or returns the error.
+        futures: of the rows' errors; None: they are read on the thread that asks for the result.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        read: Callable[[int], DataError | ShapeError | None],
+        futures: list[Future[DataError | ShapeError | None]] | None,
+    ) -> None:
+        self._pixels = pixels
+        self._read = read
+        self._futures = futures
+
+    def result(self) -> tuple[Pixels, Errors]:
+        """The readable images, and an error or None for each."""
+        if self._futures is None:
+            errors = [self._read(index) for index in range(len(self._pixels))]
+        else:
+            errors = [future.result() for future in self._futures]
+        good = [index for index, error in enumerate(errors) if error is None]
+        return (self._pixels if len(good) == len(errors) else self._pixels[good]), errors
+
+    def cancel(self) -> None:
+        """Read no image that is not being read already."""
+        for future in self._futures or ():
+            future.cancel()
+
+
+def check_reading(preprocess: str, image_threads: int | None) -> None:
+    """Refuse options of `Classifier.load` that no reader takes.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if preprocess not in PREPROCESS:
+        raise ConfigError(f"preprocess must be one of {', '.join(PREPROCESS)}, got {preprocess!r}")
+    if image_threads is not None:
+        check_count("image_threads", image_threads)
+        if image_threads > MAX_THREADS:
+            raise ConfigError(f"image_threads must be at most {MAX_THREADS}, got {image_threads}")
 
 
 def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what is no image is refused one by one

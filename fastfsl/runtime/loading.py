@@ -11,6 +11,7 @@ from fastfsl.errors import ConfigError
 from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
+from fastfsl.runtime.image_reader import check_reading
 from fastfsl.runtime.session import Session, create_row_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Loaded:
             "precision": manifest.precision,
             "encoder": manifest.encoder,
             "preprocessing": manifest.preprocessing,
+            "preprocess": None if self.encoder is None else self.encoder.reader.preprocess,
+            "image_threads": None if self.encoder is None else self.encoder.reader.threads,
             "providers": {name: session.get_providers() for name, session in sessions.items() if session is not None},
             "files": {name: entry["size"] for name, entry in manifest.files.items()},
             "onnxruntime": installed_onnxruntimes(),
@@ -70,11 +73,14 @@ def load_bundle(
     num_threads: int | None,
     alpha: float | None,
     flow: str,
+    preprocess: str,
+    image_threads: int | None,
     expected_digest: str | None = None,
 ) -> Loaded:
     """Check a bundle completely and load it; arguments and errors as for `Classifier.load`."""
     if flow not in FLOWS:
         raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
+    check_reading(preprocess, image_threads)
     manifest, digest = bundle.read_pinned(path, expected_digest)
     weight = blend_weight(manifest, alpha)
     for name in manifest.files:
@@ -87,7 +93,14 @@ def load_bundle(
     head = Head.load(path, manifest, create, device=device, flow=flow)
     # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
     card = None if head.flow is None else head.flow.card
-    encoder = ImageEncoder.load(path, manifest, lambda model, name: create(model, name, card), weight)
+    encoder = ImageEncoder.load(
+        path,
+        manifest,
+        lambda model, name: create(model, name, card),
+        weight,
+        preprocess=preprocess,
+        image_threads=image_threads,
+    )
     origin = {
         "bundle": os.fspath(path),
         "digest": digest,

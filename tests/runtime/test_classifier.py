@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfsl.errors import ConfigError, DataError, FastFSLError, ShapeError
+from fastfsl.errors import ClosedError, ConfigError, DataError, FastFSLError, ShapeError
+from fastfsl.images import exact_pixels, fast_pixels
 from fastfsl.runtime import Classifier, Prediction
 from fastfsl.runtime.session import run_finite
 
@@ -94,7 +95,17 @@ def test_options_are_checked_even_without_images(classifier, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_batch": 0}, {"num_threads": 0}, {"num_threads": 1.5}, {"num_threads": 10**7}, {"device": "tpu"}]
+    "options",
+    [
+        {"max_batch": 0},
+        {"num_threads": 0},
+        {"num_threads": 1.5},
+        {"num_threads": 10**7},
+        {"device": "tpu"},
+        {"preprocess": "quick"},
+        {"image_threads": 0},
+        {"image_threads": 10**7},
+    ],
 )
 def test_load_options_are_checked(bundle_dir, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
@@ -125,6 +136,51 @@ def test_marked_images_do_not_lose_the_others(classifier, photos, bad_photo):
         with pytest.raises(DataError, match=r"holiday|float32|NoneType"):
             _ = marked[index].label
     assert all(row.error for row in classifier.predict([bad_photo] * 5, on_error="mark"))
+
+
+def test_a_stream_is_lazy_and_ends_at_a_bad_image(classifier, photos, bad_photo):
+    asked = []
+
+    def sources():
+        for path in [*photos, bad_photo, *photos]:
+            asked.append(path)
+            yield path
+
+    stream = classifier.stream(sources(), top_k=2)
+    assert asked == []
+    assert [next(stream) for _ in range(8)] == classifier.predict(photos[:8], top_k=2)
+    assert len(asked) == 12
+    with pytest.raises(DataError, match=r"holiday\.jpg"):
+        next(stream)
+    marked = list(classifier.stream([*photos, bad_photo, *photos], on_error="mark"))
+    assert [bool(prediction.error) for prediction in marked] == [False] * 9 + [True] + [False] * 9
+    with pytest.raises(ConfigError, match="top_k"):
+        classifier.stream(photos, top_k=0)
+
+
+def test_a_stream_of_a_closed_classifier_ends_in_its_error(bundle_dir, photos):
+    classifier = Classifier.load(bundle_dir, device="cpu", num_threads=1, max_batch=2)
+    stream = classifier.stream(photos)
+    next(stream)
+    classifier.close()
+    next(stream)  # of the batch that was computed
+    with pytest.raises(ClosedError):
+        next(stream)
+
+
+def test_fast_preprocessing_is_said_and_used(bundle_dir, preprocessing, reference, tmp_path):
+    path = tmp_path / "photo.jpg"
+    x, y = np.meshgrid(np.arange(160), np.arange(120))
+    Image.fromarray(np.stack([x, y, x + y], axis=-1).astype(np.uint8)).save(path, quality=95)
+    found = {}
+    for preprocess, prepare in (("exact", exact_pixels), ("fast", fast_pixels)):
+        with Classifier.load(bundle_dir, device="cpu", preprocess=preprocess, image_threads=3) as classifier:
+            described = classifier.describe()
+            assert (described["preprocess"], described["image_threads"]) == (preprocess, 3)
+            found[preprocess] = classifier.embed(path)
+        flat = prepare(path, preprocessing).astype(np.float32).reshape(1, -1) @ reference.projection
+        np.testing.assert_allclose(found[preprocess], flat / np.linalg.norm(flat), atol=1e-5)
+    assert 0.999 <= float((found["exact"] * found["fast"]).sum()) < 1
 
 
 def test_an_image_too_thin_to_resize_is_named(classifier, tmp_path):
