@@ -89,7 +89,7 @@ def line_chart(
 
 def linear_ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # all the same
         pad = abs(low) / 10 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / _TICKS

@@ -38,6 +38,7 @@ def flow_map(
     _, vectors = np.linalg.eigh((ends - mean).T @ (ends - mean))
     axes = vectors[:, : -3 if vectors.shape[1] > 2 else None : -1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))  # features of one number have one direction
     flat = [(np.asarray(state, np.float64) - mean) @ axes for state in states]
     counts = np.bincount(labels, minlength=len(class_names))
     classes = sorted(np.argsort(-counts, kind="stable")[:NUM_COLOURS].tolist())

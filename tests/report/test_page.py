@@ -1,0 +1,175 @@
+"""The page holds whatever users call their classes and files, and needs nothing but itself."""
+
+import html.parser
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastfsl.errors import ConfigError
+from fastfsl.report import (
+    Figure,
+    Section,
+    Series,
+    Table,
+    confusion_parts,
+    flow_map,
+    line_chart,
+    reliability_figure,
+    write_report,
+)
+from fastfsl.report.page import _page
+from fastfsl.report.text import escaped, plain
+
+NAMES = (
+    "<script>alert(1)</script>",
+    "\"quoted\" 'twice' & </svg></table>",
+    "שלום עולם \u202eevil",
+    "\U0001f98b\U0001f469\u200d\U0001f52c",
+    "nul\x00 bell\x07 half\ud800\nline",
+    "n" * 5000,
+)
+
+
+class Strict(html.parser.HTMLParser):
+    """Refuses what may not be in a report, and tags that do not close."""
+
+    VOID = ("meta",)
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "image", "use", "a"}
+        for name, value in attrs:
+            assert not name.startswith("on")
+            assert name not in {"src", "href", "xlink:href", "srcset", "action"}
+            assert "url(" not in (value or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def parts(names, seed=0):
+    rng = np.random.default_rng(seed)
+    size = len(names)
+    labels = np.arange(6 * size) % size
+    probabilities = rng.dirichlet(np.ones(size), len(labels))
+    features = rng.normal(size=(3, len(labels), 7))
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    return [
+        *confusion_parts(labels, probabilities.argmax(axis=1), names),
+        reliability_figure(probabilities, labels),
+        flow_map(list(features), labels, features[0, :size], names),
+        Figure(
+            line_chart(names, [Series(name, tuple(rng.random(size))) for name in names], x_label=names[0], y_label=""),
+            names[0],
+            names[1 % size],
+            Table(("", names[0]), [(name, 1.0) for name in names]),
+        ),
+        names[0],
+    ]
+
+
+def check(page: str) -> Strict:
+    parser = Strict()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert "url(" not in page
+    assert "@import" not in page
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        root = ET.fromstring(svg)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+    return parser
+
+
+def test_hostile_names_stay_text(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, NAMES[0], [Section(NAMES[1], parts(NAMES)), Section("empty", [])], footer=NAMES[4])
+    page = path.read_bytes().decode()
+    words = "".join(check(page).words)
+    assert "<script>alert(1)</script>" in words
+    assert "שלום עולם \ufffdevil" in words
+    assert NAMES[3] in words
+    assert "nul\ufffd bell\ufffd half\ufffd line" in words
+    assert "n" * 301 not in words
+    assert "empty" not in words
+    assert path.stat().st_size < 5e6
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4))
+def test_any_name_is_kept_apart_from_the_markup(names):
+    page = _page(names[0], [Section(names[-1], parts(tuple(names)))], names[0])
+    page.encode()
+    check(page)
+
+
+@given(st.text())
+def test_escaped_text_is_one_line_of_harmless_signs(text):
+    shown = escaped(text)
+    assert not set("<>\"'\n\r\x00") & set(shown)
+    assert len(plain(text)) <= 300
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_report(tmp_path / name, "title", [Section("all", parts(NAMES))])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    write_report(tmp_path / "b", "title", [Section("all", parts(NAMES, seed=1))])
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+def test_it_is_made_for_phones_print_dark_rooms_and_readers(tmp_path):
+    write_report(tmp_path / "a.html", "title", [Section("all", parts(("one", "two")))])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    for words in ("width=device-width", "prefers-color-scheme:dark", "@media print", "default-src 'none'", 'lang="en"'):
+        assert words in page
+    assert page.count("<svg") == page.count("<details>") == 4  # each plot has its figures as a table
+    assert 'scope="row"' in page
+    assert '<td class="n"><bdi>' in page  # numbers stand right
+
+
+def test_a_thousand_classes_stay_small(tmp_path):
+    names = tuple(f"class {index}" for index in range(1000))
+    labels = np.arange(5000) % 1000
+    probabilities = np.full((5000, 1000), 1e-3)
+    states = [np.eye(1000)[labels][:, :64] + 0.1 for _ in range(11)]
+    found = [
+        *confusion_parts(labels, (labels * 7) % 1000, names),
+        reliability_figure(probabilities, labels),
+        flow_map(states, labels, np.eye(1000, 64) + 0.1, names),
+    ]
+    assert sum(isinstance(part, Figure) for part in found) == 2  # no matrix of a million cells
+    write_report(tmp_path / "a.html", "many", [Section("all", found)])
+    assert (tmp_path / "a.html").stat().st_size < 5e5
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_report(tmp_path / "file" / "a.html", "title", [])
+
+
+def test_it_needs_numpy_alone():
+    code = "import fastfsl.report, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "torch", "scipy", "sklearn", "PIL"} & set(done.stdout.split())
