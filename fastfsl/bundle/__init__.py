@@ -6,6 +6,7 @@ checked by hand, and nothing is ever unpickled. Whatever is wrong with it is a `
 the remedy. It is written into a sibling folder and renamed, so it is never half there.
 """
 
+from fastfsl.bundle.class_places import ClassPlaces, read_class_places, write_class_places
 from fastfsl.bundle.flow_kernels import (
     LOGITS,
     MAX_DIM,
@@ -69,6 +70,7 @@ __all__ = [
     "VISUAL_GRAPH",
     "WEIGHT_NAMES",
     "ArgumentKind",
+    "ClassPlaces",
     "CompiledKernel",
     "FlowWeights",
     "KernelArrays",
@@ -84,6 +86,7 @@ __all__ = [
     "kernel_arguments",
     "load_readout",
     "narrow",
+    "read_class_places",
     "read_file",
     "read_flow_kernels",
     "read_flow_weights",
@@ -96,6 +99,7 @@ __all__ = [
     "staging_folder",
     "unlisted_files",
     "widen",
+    "write_class_places",
     "write_flow_kernels",
     "write_flow_weights",
     "write_plan",

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.runtime.batcher import Batcher
+from fastfsl.runtime.class_adder import ClassAdder
 from fastfsl.runtime.feature_rows import feature_rows
 from fastfsl.runtime.gate import Gate
 from fastfsl.runtime.head import Head
@@ -46,6 +47,7 @@ class Classifier:
         self._max_batch = max_batch
         # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
         self._head = loaded.head
+        self._class_adder = ClassAdder(loaded.origin["bundle"], loaded.manifest, loaded.origin["num_threads"])
         self._gate = Gate("classifier", self._release)
         self._batchers: WeakSet[Batcher] = WeakSet()
         self._adding = threading.Lock()
@@ -261,6 +263,27 @@ class Classifier:
             parts = [softmax(head.logits(rows)) for rows in self._feature_parts(features)]
             return _stack(parts, len(head.class_names))
 
+    def add_class(self, name: str, prompts: Sequence[str] | None = None) -> None:
+        """Teach a bundle that was exported with ``--text`` one class more, by what the text tower reads of it.
+
+        Calls that begin later know the class; those in progress end with the classes that they began with. It lives as
+        long as the classifier. The temperature and the threshold of the bundle stay what they are. The first call reads
+        the text tower from the bundle, a second or so for a large one.
+
+        Args:
+            name: its label, the last of ``class_names``.
+            prompts: texts that describe it, whose embeddings are averaged; None: the name in the templates that the
+                bundle was trained with. Taken literally, braces included.
+
+        Raises:
+            ConfigError: the name is empty or known, a prompt is empty, the bundle cannot read texts or was fitted to
+                images of its classes in a way that leaves a name saying nothing, or the packages tokenizers and ftfy
+                are not installed.
+            BundleError: the bundle's files were altered or removed after it was loaded.
+        """
+        with self._gate.call(), self._adding:
+            self._head = self._class_adder.extended(self._head, name, prompts)
+
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
 
@@ -268,7 +291,7 @@ class Classifier:
         computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
-        is normalised, or None if the encoder is no blend.
+        is normalised, or None if the encoder is no blend; ``added_classes`` what ``add_class`` added.
         """
         with self._gate.call():
             return {**self._loaded.describe(self._head), "max_batch": self._max_batch}
@@ -296,7 +319,7 @@ class Classifier:
 
     def _release(self) -> None:
         # Executors and sessions end their threads when nobody refers to them any more.
-        del self._loaded, self._head
+        del self._loaded, self._head, self._class_adder
 
     def _encoder(self) -> ImageEncoder:
         if self._loaded.encoder is None:

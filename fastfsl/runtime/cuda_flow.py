@@ -11,7 +11,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ Rows = np.ndarray[Any, np.dtype[np.float32]]
 MAX_WORK_BYTES = 512 * 2**20
 # Logits of one pass, of every state and prototype: where there are many, fewer rows go at once.
 MAX_LOGITS_BYTES = 64 * 2**20
+_CLASSES = "classes"
 _ITEM_BYTES = {"float32": 4, "state": 2, "weight": 2}
 # torch.nn.functional.normalize divides by max(norm, 1e-12).
 _UNIT_EPS = 1e-12
@@ -65,24 +66,37 @@ class CompiledFlow:
         kernels: on that card.
         weights: what they compute with.
         read_steps: steps whose states the logits average, ascending; 0 is the source.
+        uploaded: what of the weights is on the card already, each with the size of a number.
+        proof: embeddings and their features, as for `prove`, where they are known.
 
     Raises:
         DeviceError: there is not enough memory.
     """
 
-    def __init__(self, device: Device, kernels: FlowKernels, weights: FlowWeights, read_steps: Sequence[int]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        kernels: FlowKernels,
+        weights: FlowWeights,
+        read_steps: Sequence[int],
+        *,
+        uploaded: Mapping[str, tuple[Memory, int]] | None = None,
+        proof: tuple[Rows, Rows] | None = None,
+    ) -> None:
         self.device = device
         self.target = kernels.name
         self.dtype = weights.dtype
         self._kernels = kernels
         self._weights = weights
         self._read_steps = tuple(read_steps)
-        arrays = {**weights.arrays, "classes": weights.class_embeddings}
-        self._constants = {name: (device.upload(array), array.itemsize) for name, array in arrays.items()}
+        arrays = {**weights.arrays, _CLASSES: weights.class_embeddings}
+        self._constants = dict(uploaded or {})
+        for name in arrays.keys() - self._constants.keys():
+            self._constants[name] = device.upload(arrays[name]), arrays[name].itemsize
         bytes_a_row = 4 * len(read_steps) * len(weights.class_embeddings)
         self._chunk = max(1, min(MAX_BUCKET, MAX_LOGITS_BYTES // bytes_a_row))
         self._work: OrderedDict[int, _Work] = OrderedDict()
-        self._proof: tuple[Rows, Rows] | None = None
+        self._proof = proof
         self._proven: set[int | None] = set()
 
     @classmethod
@@ -95,6 +109,19 @@ class CompiledFlow:
         """
         kernels = load_kernels(path, manifest, device)
         return cls(device, kernels, read_flow_weights(path, manifest), manifest.read_steps or (manifest.num_steps,))
+
+    def with_classes(self, class_embeddings: Rows) -> CompiledFlow:
+        """The same kernels and weights with other classes, proven on the same rows, whose features stay the same.
+
+        Args:
+            class_embeddings: L2-normalised, (C K, d), a class's K prototypes one after the other.
+
+        Raises:
+            DeviceError: there is not enough memory.
+        """
+        weights = replace(self._weights, class_embeddings=class_embeddings)
+        uploaded = {name: memory for name, memory in self._constants.items() if name != _CLASSES}
+        return CompiledFlow(self.device, self._kernels, weights, self._read_steps, uploaded=uploaded, proof=self._proof)
 
     def proof_rows(self) -> Rows:
         """Unit embeddings to prove the kernels on: some classes and some of random direction, (up to 8, d)."""
@@ -242,7 +269,7 @@ class CompiledFlow:
             sizes = {"logit_scale": weights.logit_scale, "n": rows, "num_classes": classes}
             for index, state in enumerate(self._states(memory, rows)):
                 out = Place(LOGITS, index * rows * classes)
-                pointers = {"features": state, "classes": address(Place("classes")), LOGITS: address(out)}
+                pointers = {"features": state, "classes": address(Place(_CLASSES)), LOGITS: address(out)}
                 kernels.launch(LOGITS, rows, classes, {**pointers, **sizes})
 
         graph = device.capture(launches)

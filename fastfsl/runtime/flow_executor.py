@@ -35,12 +35,21 @@ class FlowExecutor:
         reason: why that graph computes the flow, or what is known of the compiled one.
         compiled: the compiled flow; None: the graph it is.
         required: a compiled flow that fails raises; otherwise the graph takes over.
+        class_embeddings: what the graph is read out with in place of its own classes, L2-normalised, (C K, d); None:
+            its own. The compiled flow has them already.
     """
 
     def __init__(
-        self, session: Session, reason: str, compiled: CompiledFlow | None = None, *, required: bool = False
+        self,
+        session: Session,
+        reason: str,
+        compiled: CompiledFlow | None = None,
+        *,
+        required: bool = False,
+        class_embeddings: Rows | None = None,
     ) -> None:
         self.session = session
+        self.class_embeddings = class_embeddings
         self._reason = reason
         self._compiled = compiled
         self._required = required
@@ -80,6 +89,26 @@ class FlowExecutor:
             return cls(session, str(error))
         about = f"{compiled.dtype} kernels for {compiled.target} on {card.name} (sm_{card.architecture})"
         return cls(session, about, compiled, required=flow == "compiled")
+
+    def with_classes(self, class_embeddings: Rows) -> FlowExecutor:
+        """The same flow, read out with other classes; compiled kernels get them on the card.
+
+        Args:
+            class_embeddings: L2-normalised, (C K, d), a class's K prototypes one after the other.
+
+        Raises:
+            DeviceError: compiled kernels were asked for, and the card has no room for the classes.
+        """
+        compiled, reason = self._compiled, self._reason
+        if compiled is not None:
+            try:
+                compiled = compiled.with_classes(class_embeddings)
+            except DeviceError as error:
+                if self._required:
+                    raise DeviceError(f"flow='compiled': {error}") from error
+                _log.warning("ONNX Runtime computes the flow from now on: %s", error)
+                compiled, reason = None, str(error)
+        return FlowExecutor(self.session, reason, compiled, required=self._required, class_embeddings=class_embeddings)
 
     @property
     def card(self) -> Device | None:
@@ -123,7 +152,8 @@ class FlowExecutor:
                 return by_kernels(compiled)
             except DeviceError as error:
                 self._give_up(error)
-        return run_finite(self.session, output, {"image_embeds": embeds})
+        classes = {} if self.class_embeddings is None else {"class_embeddings": self.class_embeddings}
+        return run_finite(self.session, output, {"image_embeds": embeds, **classes})
 
     def _give_up(self, error: DeviceError) -> None:
         """Leave the flow to its graph from now on.

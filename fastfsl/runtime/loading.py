@@ -49,6 +49,7 @@ class Loaded:
             **self.origin,
             "method": manifest.method,
             "num_classes": len(head.class_names),
+            "added_classes": list(head.class_names[len(manifest.class_names) :]),
             "embed_dim": manifest.embed_dim,
             "num_steps": manifest.num_steps,
             "step_size": manifest.step_size,

@@ -33,11 +33,15 @@ class RowParallelSession:
         self._shared = shared
         self._single = single
         self._num_threads = num_threads
+        self._whole = {node.name for node in shared.get_overridable_initializers()}
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastfsl-rows")
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
-        """Compute the named outputs; the first dimension of every output and input is the rows, a scalar's aside."""
-        rows = {name: values for name, values in input_feed.items() if np.ndim(values) > 0}
+        """Compute the named outputs; the first dimension of every output and input is the rows.
+
+        Scalars, and inputs that have a value of their own (a flow's classes), are the same for every row.
+        """
+        rows = {name: values for name, values in input_feed.items() if name not in self._whole and np.ndim(values) > 0}
         count = min(len(values) for values in rows.values())
         if count < ROWS_PER_THREAD * self._num_threads:
             return self._shared.run(output_names, input_feed)
