@@ -90,7 +90,7 @@ def line_chart(
 def linear_ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
     if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # all the same
-        pad = abs(low) / 10 or 1.0
+        pad = abs(low) / 10 if abs(low) > 1e-6 else 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
