@@ -1,9 +1,5 @@
 """The image encoder as an ONNX graph: uint8 pixels in, embeddings out; of a blend the weight may be given too."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -12,14 +8,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
-from fastfsl.errors import BundleError
+from fastfsl.export.torch_export import TRACED_BATCH, to_onnx
 from fastfsl.flow.readout import normalize
 from fastfsl.manifold import BlendedCLIP
-
-# 18 is the torch exporter's own default; 23 emits Attention, whose CUDA kernel is new.
-OPSET = 18
-# A batch of 1 would be baked into the graph as a constant.
-_TRACED_BATCH = 2
 
 
 class _PixelsToEmbedding(nn.Module):
@@ -67,70 +58,12 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
             names it.
     """
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
-    inputs = {"images": torch.zeros(_TRACED_BATCH, height, width, 3, dtype=torch.uint8)}
+    inputs = {"images": torch.zeros(TRACED_BATCH, height, width, 3, dtype=torch.uint8)}
     blend = blend_record(encoder)
     if blend is not None:
         inputs["alpha"] = torch.tensor(blend["alpha"])
     module = pixels_to_embedding(encoder).cpu()
-    try:
-        with _exporting():
-            program = torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=["image_embeds"],
-                dynamic_shapes={name: {0: torch.export.Dim("batch")} if name == "images" else None for name in inputs},
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise BundleError(
-            f"the image tower of {encoder.backbone} cannot be exported to ONNX: {reason}; "
-            "export a plain ViT, or report this model"
-        ) from error
-    if program is None:
-        raise BundleError(f"torch exported nothing for the image tower of {encoder.backbone}")
-    model: onnx.ModelProto = program.model_proto
-    batch = model.graph.output[0].type.tensor_type.shape.dim[0]
-    if not batch.dim_param:
-        raise BundleError(
-            f"the image tower of {encoder.backbone} was exported for batches of {batch.dim_value} only: "
-            "its code fixes the batch size"
-        )
-    _strip_traces(model)
+    model = to_onnx(module, inputs, "image_embeds", f"image tower of {encoder.backbone}")
     if blend is not None:  # an input with a value of its own may be left out
         model.graph.initializer.append(numpy_helper.from_array(inputs["alpha"].numpy(), "alpha"))
     return model
-
-
-def _strip_traces(model: onnx.ModelProto) -> None:
-    """Remove what torch notes about where every node came from: source paths and stack traces of this machine."""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    for part in (*model.graph.node, *model.graph.initializer, *model.graph.value_info):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    for value in (*model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _exporting() -> Iterator[None]:
-    """Attention as plain operators, and no chatter from the exporter."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    torch.backends.mha.set_fastpath_enabled(False)
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
