@@ -12,7 +12,8 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.errors import BundleError, DeviceError
 from fastfsl.runtime.flow_executor import FlowExecutor
-from fastfsl.runtime.session import check_graph
+from fastfsl.runtime.metrics import UNHEARD, Metrics
+from fastfsl.runtime.session import check_graph, run_rows
 
 if TYPE_CHECKING:
     from fastfsl.runtime.image_encoder import ImageEncoder
@@ -69,7 +70,7 @@ class Head:
             session = create(bundle.read_file(path, manifest, bundle.FLOW_GRAPH), str(file))
             check_graph(file, session, {"image_embeds": [width]}, {"features": [width], "logits": [classes]})
             # The graph leaves the number of classes open, so one row has to be computed to see it.
-            (logits,) = session.run(["logits"], {"image_embeds": np.eye(1, width, dtype=np.float32)})
+            logits = run_rows(session, "logits", {"image_embeds": np.eye(1, width, dtype=np.float32)})
             if logits.shape != (1, classes):
                 raise BundleError(
                     f"{file}: gives {logits.shape[-1]} logits for {classes} class names; export the bundle again"
@@ -88,11 +89,15 @@ class Head:
         """Logits (n, C) of unit embeddings (n, d), n above 0."""
         return self._read_out(embeds, None if self.flow is None else self.flow.logits(embeds))
 
-    def image_logits(self, encoder: ImageEncoder, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Rows:
-        """Logits (n, C) of prepared pixels (n, height, width, 3), n above 0."""
-        if self.flow is None:
-            return self.logits(encoder.embed(pixels))
-        return self._read_out(*self.flow.image_logits(encoder, pixels))
+    def image_logits(
+        self, encoder: ImageEncoder, pixels: np.ndarray[Any, np.dtype[np.uint8]], metrics: Metrics = UNHEARD
+    ) -> Rows:
+        """Logits (n, C) of prepared pixels (n, height, width, 3), n above 0; `metrics` hears how long it took."""
+        if self.flow is not None:
+            return self._read_out(*self.flow.image_logits(encoder, pixels, metrics))
+        with metrics.timed("encode"):
+            embeds = encoder.embed(pixels)
+        return self.logits(embeds)
 
     def transport(self, embeds: Rows) -> Rows:
         """Where the flow carries unit embeddings (n, d), n above 0; without a flow they stay where they are."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastfsl.errors import BundleError, ConfigError, DeviceError
+from fastfsl.bundle.onnx_graph import check_graph_file
+from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.row_parallel import RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
@@ -87,7 +88,7 @@ def create_session(
     Raises:
         ConfigError: an option is out of range, or onnxruntime is not installed.
         DeviceError: CUDA did not come up, or both onnxruntime packages are installed.
-        BundleError: onnxruntime cannot load the model.
+        BundleError: the model is none that a bundle may hold, or onnxruntime cannot load it.
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
@@ -96,6 +97,7 @@ def create_session(
         if num_threads > MAX_THREADS:
             raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
     onnxruntime = load_onnxruntime()
+    check_graph_file(model, name)
     threads = default_threads() if num_threads is None else num_threads
     if device == "cpu" or (device == "auto" and _CUDA not in onnxruntime.get_available_providers()):
         return _create(onnxruntime, model, name, [_CPU], threads)
@@ -133,13 +135,33 @@ def create_row_session(
     return RowParallelSession(shared, create_session(model, name, device="cpu", num_threads=1), threads)
 
 
-def run_finite(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One output of a graph.
+def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One output of a graph, a row for each row of its input.
 
     Raises:
-        BundleError: it holds NaN or infinite values.
+        BundleError: onnxruntime cannot compute it, or it is something else.
     """
-    result: np.ndarray[Any, np.dtype[np.float32]] = session.run([output], feed)[0]
+    try:
+        result = session.run([output], feed)[0]
+    except FastFSLError:
+        raise
+    except Exception as error:  # onnxruntime raises a type of its own for each status code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); export it again") from error
+    rows = max((len(values) for values in feed.values() if np.ndim(values) > 0), default=0)
+    if not isinstance(result, np.ndarray) or result.dtype != np.float32 or result.ndim != 2 or len(result) != rows:
+        shape = getattr(result, "shape", None)
+        raise BundleError(f"the bundle's graphs gave {output} of shape {shape} for {rows} rows; export it again")
+    return result
+
+
+def run_finite(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """As `run_rows`, of finite numbers.
+
+    Raises:
+        BundleError: as there, or it holds NaN or infinite values.
+    """
+    result = run_rows(session, output, feed)
     if not np.isfinite(result).all():
         raise BundleError(f"the bundle's graphs gave NaN or infinite {output}; export it again")
     return result

@@ -57,25 +57,25 @@ def fake(monkeypatch):
 
 def test_cuda_that_comes_up_is_used(fake):
     module = fake([CUDA, CPU])
-    assert create_session(b"", "model", device="cuda").get_providers() == [CUDA, CPU]
-    assert create_session(b"", "model", device="auto").get_providers() == [CUDA, CPU]
+    assert create_session(SQUARE_MODEL, "model", device="cuda").get_providers() == [CUDA, CPU]
+    assert create_session(SQUARE_MODEL, "model", device="auto").get_providers() == [CUDA, CPU]
     assert module.preloaded
-    assert create_session(b"", "model", device="cpu").get_providers() == [CPU]
+    assert create_session(SQUARE_MODEL, "model", device="cpu").get_providers() == [CPU]
     assert module.asked[-1] == [CPU]
 
 
 def test_cuda_that_is_listed_but_silently_missing_is_noticed(fake):
     fake([CPU])
     with pytest.raises(DeviceError, match=r"came up on \['CPUExecutionProvider'\] only.*fastfsl doctor"):
-        create_session(b"", "model", device="cuda")
-    assert create_session(b"", "model", device="auto").get_providers() == [CPU]
+        create_session(SQUARE_MODEL, "model", device="cuda")
+    assert create_session(SQUARE_MODEL, "model", device="auto").get_providers() == [CPU]
 
 
 def test_cuda_that_fails_to_start(fake):
     module = fake([CUDA], raises="CUDA failure 100: no CUDA-capable device is detected")
     with pytest.raises(DeviceError, match="no CUDA-capable device"):
-        create_session(b"", "model", device="cuda")
-    assert create_session(b"", "model", device="auto").get_providers() == [CPU]
+        create_session(SQUARE_MODEL, "model", device="cuda")
+    assert create_session(SQUARE_MODEL, "model", device="auto").get_providers() == [CPU]
     assert module.asked == [[CUDA, CPU], [CUDA, CPU], [CPU]]
 
 

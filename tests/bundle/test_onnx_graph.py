@@ -1,0 +1,195 @@
+"""Graphs from strangers: what is not plainly a graph of ours never reaches ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from fastfsl.bundle.onnx_graph import OPERATORS, check_graph_file
+from fastfsl.bundle.protobuf import fields, varints
+from fastfsl.errors import BundleError
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "v1").rglob("*.onnx"))
+SMALLEST = min((path.read_bytes() for path in GOLDEN), key=len)
+
+
+def _value(name: str, *shape: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+
+def _graph(nodes, *tensors, **options: Any) -> onnx.GraphProto:
+    return helper.make_graph(nodes, "g", [_value("x", 2)], [_value("y", 2)], list(tensors), **options)
+
+
+def _model(nodes, *tensors, **options: Any) -> onnx.ModelProto:
+    return helper.make_model(_graph(nodes, *tensors), opset_imports=[helper.make_opsetid("", 18)], **options)
+
+
+def _external(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+def _weights(*numbers: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(numbers, np.int64), "w")
+
+
+RELU = helper.make_node("Relu", ["x"], ["y"])
+SPARSE = helper.make_sparse_tensor(
+    helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0]), helper.make_tensor("i", TensorProto.INT64, [1], [0]), [2]
+)
+
+
+def _refused(model: onnx.ModelProto | bytes, message: str) -> None:
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    with pytest.raises(BundleError, match=message) as caught:
+        check_graph_file(data, "flow/model.onnx")
+    assert "flow/model.onnx" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: "/".join(path.parts[-3:]))
+def test_our_graphs_pass(path):
+    check_graph_file(path.read_bytes(), "model")
+
+
+def test_weights_outside_are_refused_wherever_they_are_named():
+    inside = _graph([helper.make_node("Constant", [], ["y"], value=_external(_weights(1)))])
+    for model in (
+        _model([RELU], _external(_weights(1, 2))),
+        _model([helper.make_node("Constant", [], ["y"], value=_external(_weights(1)))]),
+        _model([helper.make_node("Relu", ["x"], ["y"], many=[_external(_weights(1)), _weights(1)])]),
+    ):
+        _refused(model, "another file")
+    only_place = _weights(1, 2)
+    only_place.data_location = TensorProto.EXTERNAL
+    _refused(_model([RELU], only_place), "another file")
+    only_name = _weights(1, 2)
+    only_name.external_data.add(key="location", value="x")
+    _refused(_model([RELU], only_name), "another file")
+    # What could hide them deeper is refused as such.
+    _refused(_model([helper.make_node("If", ["x"], ["y"], then_branch=inside, else_branch=inside)]), "inside a graph")
+    function = helper.make_function("ours", "f", ["x"], ["y"], [RELU], [helper.make_opsetid("", 18)])
+    _refused(_model([RELU], functions=[function]), "functions")
+    model = _model([RELU])
+    model.graph.sparse_initializer.append(SPARSE)
+    _refused(model, "sparse")
+    _refused(_model([helper.make_node("Constant", [], ["y"], sparse_value=SPARSE)]), "sparse")
+    model = _model([RELU])
+    model.training_info.add().algorithm.CopyFrom(inside)
+    _refused(model, "training")
+
+
+@pytest.mark.parametrize(
+    ("domain", "op_type"),
+    [
+        ("", "Loop"),
+        ("", "RandomNormal"),
+        ("", "StringConcat"),
+        ("", "SequenceEmpty"),
+        ("", "ImageDecoder"),
+        ("", "relu"),
+        ("", ""),
+        ("com.microsoft", "EPContext"),  # names a file to load
+        ("com.microsoft", "Relu"),
+        ("ai.onnx.contrib", "PyOp"),
+        ("ai.onnx.ml", "TreeEnsemble"),
+        ("ours", "Relu"),
+    ],
+)
+def test_other_operators_are_refused(domain, op_type):
+    _refused(_model([helper.make_node(op_type, ["x"], ["y"], domain=domain)]), "none that it may hold")
+
+
+def test_operators_are_written_as_onnx_writes_them():
+    known = {schema.name for schema in onnx.defs.get_all_schemas()} | {"SimplifiedLayerNormalization"}
+    assert OPERATORS[""] <= known
+    assert not {"If", "Loop", "Scan", "SequenceMap"} & OPERATORS[""]
+
+
+@pytest.mark.parametrize("op_type", ["ConstantOfShape", "Expand", "Tile", "Range", "Pad"])
+@pytest.mark.parametrize("numbers", [(2**40,), (2**14, 2**13), (-(2**30),)])
+@pytest.mark.parametrize("as_node", [False, True])
+def test_constant_sizes_are_bounded(op_type, numbers, as_node):
+    inputs = ["w"] if op_type == "ConstantOfShape" else ["x", "w"]
+    node = helper.make_node(op_type, inputs, ["y"])
+    if as_node:
+        _refused(_model([helper.make_node("Constant", [], ["w"], value=_weights(*numbers)), node]), "makes more than")
+        _refused(_model([helper.make_node("Constant", [], ["w"], value_ints=numbers), node]), "makes more than")
+        small = _model([helper.make_node("Constant", [], ["w"], value_ints=(3, 4)), node])
+    else:
+        _refused(_model([node], _weights(*numbers)), "makes more than")
+        packed = helper.make_tensor("w", TensorProto.INT64, [len(numbers)], numbers)
+        _refused(_model([node], packed), "makes more than")
+        small = _model([node], _weights(3, 4))
+    check_graph_file(small.SerializeToString(), "model")
+
+
+def test_attributes_and_tensors_are_bounded():
+    _refused(_model([helper.make_node("MaxPool", ["x"], ["y"], pads=[0, 2**40])]), "an attribute is")
+    _refused(_model([helper.make_node("Concat", ["x"], ["y"], axis=-(2**40))]), "an attribute is")
+    slice_end = helper.make_node("Constant", [], ["y"], value_int=2**63 - 1)
+    check_graph_file(_model([slice_end]).SerializeToString(), "model")
+    for dims in ([2**40], [-2], [3]):
+        tensor = helper.make_tensor("w", TensorProto.INT8, [1], [1])
+        del tensor.dims[:]
+        tensor.dims.extend(dims)
+        _refused(_model([RELU], tensor), "larger than its data")
+    _refused(_model([RELU], helper.make_tensor("w", TensorProto.STRING, [1], [b"x"])), "of type 8")
+
+
+def test_a_message_that_readers_could_take_in_two_ways_is_refused():
+    graph = _graph([RELU]).SerializeToString()
+    one = b"\x3a" + bytes([len(graph)]) + graph
+    check_graph_file(one, "model")
+    for data, message in {
+        b"": "0 graphs",
+        b"\x08\x08": "0 graphs",
+        one + one: "2 graphs",  # readers merge them
+        one[:-1]: "cut off",
+        one + b"\x3b": "kind 3",  # groups
+        one + b"\x38\x01": "field 7 is of kind 0",
+        one + b"\x02\x00": "no valid number",
+        one + b"\xba\x80\x80\x80\x80\x80\x01\x00": "no valid number",
+        one + b"\x08" + b"\xff" * 10 + b"\x01": "too long",
+        one + b"\x08\xff": "cut off",
+        one + b"\x0d\x00": "cut off",
+        b"\x3a\xff\xff\xff\xff\x0f" + graph: "cut off",
+    }.items():
+        _refused(data, message)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=64))
+def test_any_bytes_are_read_to_their_end_or_refused(data):
+    try:
+        found = list(fields(memoryview(data)))
+    except ValueError:
+        return
+    assert sum(len(value) for _, kind, value in found if kind == 2 and isinstance(value, memoryview)) <= len(data)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_packed_numbers_are_read_as_protobuf_writes_them(numbers):
+    tensor = TensorProto(int64_data=numbers)
+    packed = [value for number, _, value in fields(memoryview(tensor.SerializeToString())) if number == 7]
+    assert [one for part in packed for one in varints(part)] == numbers  # type: ignore[arg-type]  # packed is a view
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(SMALLEST) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_damaged_graphs_are_accepted_or_refused(edits):
+    data = bytearray(SMALLEST)
+    for position, value in edits:
+        data[position] = value
+    try:
+        check_graph_file(bytes(data), "model")
+    except BundleError:
+        return
