@@ -6,6 +6,7 @@
 """
 
 from fastfsl.runtime.classifier import Classifier
+from fastfsl.runtime.metrics import Metric
 from fastfsl.runtime.prediction import Prediction
 
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["Classifier", "Metric", "Prediction"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
@@ -20,6 +20,7 @@ from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder
 from fastfsl.runtime.image_reader import image_items
 from fastfsl.runtime.loading import Loaded, load_bundle
+from fastfsl.runtime.metrics import Metric, Metrics
 from fastfsl.runtime.prediction import Prediction, rank, softmax
 from fastfsl.runtime.session import check_count
 
@@ -42,8 +43,9 @@ class Classifier:
     wanted, or use it as a context manager; calls made later raise ClosedError.
     """
 
-    def __init__(self, loaded: Loaded, *, max_batch: int) -> None:
+    def __init__(self, loaded: Loaded, *, max_batch: int, metrics: Metrics) -> None:
         self._loaded = loaded
+        self._metrics = metrics
         self._max_batch = max_batch
         # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
         self._head = loaded.head
@@ -65,6 +67,8 @@ class Classifier:
         preprocess: str = "exact",
         image_threads: int | None = None,
         expected_digest: str | None = None,
+        on_metrics: Callable[[Metric], None] | None = None,
+        warm_up: bool = False,
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -88,6 +92,10 @@ class Classifier:
                 to 8.
             expected_digest: what `fastfsl inspect BUNDLE --digest` prints of the one bundle that may be loaded. The
                 hashes inside a bundle tell damage; only a digest that is kept elsewhere tells forgery.
+            on_metrics: is called with every `fastfsl.runtime.Metric`, from whatever thread it happens on; e.g. what
+                `fastfsl.runtime.prometheus.exporter` returns. What it raises is logged once and costs no answer.
+            warm_up: compute one batch of every size that is prepared for, so that no request pays for memory, kernels
+                or the import of Pillow.
 
         Raises:
             BundleError: the bundle is incomplete, altered, of an unknown version, or not the expected one.
@@ -106,7 +114,12 @@ class Classifier:
             image_threads=image_threads,
             expected_digest=expected_digest,
         )
-        return cls(loaded, max_batch=max_batch)
+        metrics = Metrics(on_metrics)
+        if warm_up:
+            loaded.warm_up(max_batch)
+        if loaded.encoder is not None:
+            loaded.encoder.reader.metrics = metrics
+        return cls(loaded, max_batch=max_batch, metrics=metrics)
 
     def close(self) -> None:
         """Close the batchers, wait for the calls in progress, stop all threads and let go of the sessions.
@@ -176,7 +189,7 @@ class Classifier:
         """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
         with self._gate.call():
             encoder, head = self._encoder(), self._head
-            parts = [softmax(_image_logits(head, encoder, pixels)) for pixels in self._pixels(encoder, images)]
+            parts = [softmax(self._image_logits(encoder, head, pixels)) for pixels in self._pixels(encoder, images)]
             return _stack(parts, len(head.class_names))
 
     def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -187,7 +200,11 @@ class Classifier:
         """
         with self._gate.call():
             encoder = self._encoder()
-            parts = [encoder.embed(pixels) for pixels in self._pixels(encoder, images)]
+            parts = []
+            for pixels in self._pixels(encoder, images):
+                with self._metrics.timed("encode"):
+                    parts.append(encoder.embed(pixels))
+                self._metrics.batch(len(pixels))
             return _stack(parts, self._loaded.manifest.embed_dim)
 
     def batcher(
@@ -227,6 +244,7 @@ class Classifier:
                 max_delay_ms=max_delay_ms,
                 max_queue=max_queue,
                 top_k=top_k,
+                metrics=self._metrics,
             )
             with self._adding:
                 self._batchers.add(batcher)
@@ -253,14 +271,14 @@ class Classifier:
         check_count("top_k", top_k)
         with self._gate.call():
             head = self._head
-            parts = [head.logits(rows) for rows in self._feature_parts(features)]
+            parts = self._feature_logits(head, features)
             return [prediction for logits in parts for prediction in _rank(head, logits, top_k)]
 
     def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
         with self._gate.call():
             head = self._head
-            parts = [softmax(head.logits(rows)) for rows in self._feature_parts(features)]
+            parts = [softmax(logits) for logits in self._feature_logits(head, features)]
             return _stack(parts, len(head.class_names))
 
     def add_class(self, name: str, prompts: Sequence[str] | None = None) -> None:
@@ -306,16 +324,15 @@ class Classifier:
                     if batch is None:
                         return
                     pixels, errors = batch
-                    if not mark:
-                        _raise_first(errors)
-                    ranked = iter(_rank(head, _image_logits(head, encoder, pixels), top_k))
+                    self._count(errors, mark=mark)
+                    ranked = iter(_rank(head, self._image_logits(encoder, head, pixels), top_k))
                 for error in errors:
                     yield next(ranked) if error is None else Prediction((), (), error=str(error))
 
     def _answer(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], top_k: int) -> list[Prediction]:
         with self._gate.call():
             encoder, head = self._encoder(), self._head
-            return _rank(head, _image_logits(head, encoder, pixels), top_k)
+            return _rank(head, self._image_logits(encoder, head, pixels), top_k)
 
     def _release(self) -> None:
         # Executors and sessions end their threads when nobody refers to them any more.
@@ -332,8 +349,29 @@ class Classifier:
     def _pixels(self, encoder: ImageEncoder, images: Images) -> Iterable[np.ndarray[Any, Any]]:
         with closing(encoder.reader.batches(image_items(images), self._max_batch)) as batches:
             for pixels, errors in batches:
-                _raise_first(errors)
+                self._count(errors)
                 yield pixels
+
+    def _count(self, errors: Sequence[Exception | None], *, mark: bool = False) -> None:
+        """Raise the first error of a batch, or, where they are marked, count them all."""
+        for error in errors:
+            if error is not None:
+                self._metrics.count("errors", kind=type(error).__name__)
+                if not mark:
+                    raise error
+
+    def _image_logits(self, encoder: ImageEncoder, head: Head, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if len(pixels) == 0:
+            return np.empty((0, len(head.class_names)), np.float32)
+        logits = head.image_logits(encoder, pixels, self._metrics)
+        self._metrics.batch(len(pixels))
+        return logits
+
+    def _feature_logits(self, head: Head, features: object) -> Iterator[np.ndarray[Any, Any]]:
+        for rows in self._feature_parts(features):
+            with self._metrics.timed("flow"):
+                logits = head.logits(rows)
+            yield logits
 
     def _feature_parts(self, features: object) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         manifest, step = self._loaded.manifest, max(self._max_batch, _ROWS_AT_ONCE)
@@ -343,20 +381,8 @@ class Classifier:
         return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
-def _image_logits(head: Head, encoder: ImageEncoder, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if len(pixels) == 0:
-        return np.empty((0, len(head.class_names)), np.float32)
-    return head.image_logits(encoder, pixels)
-
-
 def _rank(head: Head, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
     return rank(logits, head.class_names, top_k, threshold=head.threshold)
-
-
-def _raise_first(errors: Sequence[Exception | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
 
 
 def _stack(parts: list[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastfsl.errors import DeviceError
 from fastfsl.runtime.cuda_session import CudaSession
+from fastfsl.runtime.metrics import UNHEARD, Metrics
 from fastfsl.runtime.session import run_finite
 
 if TYPE_CHECKING:
@@ -131,19 +132,27 @@ class FlowExecutor:
         """Where the flow carries embeddings (n, d), n above 0; L2-normalised."""
         return self._compute(lambda flow: flow.features(embeds), "features", embeds)
 
-    def image_logits(self, encoder: ImageEncoder, pixels: np.ndarray[Any, Any]) -> tuple[Rows, Rows]:
-        """Embeddings (n, d) and logits (n, C) of prepared pixels, n above 0; they meet on the card if they can."""
+    def image_logits(
+        self, encoder: ImageEncoder, pixels: np.ndarray[Any, Any], metrics: Metrics = UNHEARD
+    ) -> tuple[Rows, Rows]:
+        """Embeddings (n, d) and logits (n, C) of prepared pixels, n above 0; they meet on the card if they can.
+
+        `metrics` hears how long it took.
+        """
         compiled, session = self._compiled, encoder.session
         if compiled is not None and encoder.normalized and isinstance(session, CudaSession):
             try:
-                found = compiled.encoded_logits(len(pixels), lambda pointer: encoder.embed_into(pixels, pointer))
+                with metrics.timed("encode_and_flow"):
+                    found = compiled.encoded_logits(len(pixels), lambda pointer: encoder.embed_into(pixels, pointer))
             except DeviceError as error:
                 self._give_up(error)
             else:
                 if found is not None:
                     return found
-        embeds = encoder.embed(pixels)
-        return embeds, self.logits(embeds)
+        with metrics.timed("encode"):
+            embeds = encoder.embed(pixels)
+        with metrics.timed("flow"):
+            return embeds, self.logits(embeds)
 
     def _compute(self, by_kernels: Callable[[CompiledFlow], Rows], output: str, embeds: Rows) -> Rows:
         compiled = self._compiled

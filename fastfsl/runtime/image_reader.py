@@ -13,6 +13,7 @@ import numpy as np
 
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.images import PREPROCESS, Preprocessing
+from fastfsl.runtime.metrics import UNHEARD
 from fastfsl.runtime.session import MAX_THREADS, check_count
 from fastfsl.runtime.threads import available_cpus
 
@@ -41,6 +42,7 @@ class ImageReader:
         self.threads = min(MAX_WORKERS, available_cpus()) if threads is None else threads
         self._preprocessing = preprocessing
         self._prepare = PREPROCESS[preprocess]
+        self.metrics = UNHEARD  # hears how long each image takes
         # Pillow releases the interpreter lock while it decodes and resizes. Threads start with the first batch.
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
 
@@ -55,7 +57,8 @@ class ImageReader:
             DataError: the image cannot be read; it is named.
             ShapeError: an array of another shape or dtype.
         """
-        return self._prepare(source, self._preprocessing)
+        with self.metrics.timed("decode"):
+            return self._prepare(source, self._preprocessing)
 
     def submit(self, source: Any) -> Future[Pixels]:  # noqa: ANN401 - checked by open_image
         """The same on a thread of the pool."""

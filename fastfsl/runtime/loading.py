@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastfsl import bundle
+from fastfsl.bundle.flow_launches import MAX_BUCKET, row_bucket
 from fastfsl.errors import ConfigError
 from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
@@ -65,6 +68,21 @@ class Loaded:
             "files": {name: entry["size"] for name, entry in manifest.files.items()},
             "onnxruntime": installed_onnxruntimes(),
         }
+
+    def warm_up(self, max_batch: int) -> None:
+        """Compute a batch of noise of every bucket up to `max_batch` rows."""
+        rng = np.random.default_rng(0)
+        sizes = sorted({min(row_bucket(rows), max_batch) for rows in range(1, min(max_batch, MAX_BUCKET) + 1)})
+        if self.encoder is not None:
+            noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            pixels = self.encoder.reader.submit(noise).result()
+            for rows in sizes:
+                self.head.image_logits(self.encoder, np.repeat(pixels[None], rows, axis=0))
+            return
+        embeds = rng.standard_normal((max_batch, self.manifest.embed_dim)).astype(np.float32)
+        embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+        for rows in sizes:
+            self.head.logits(embeds[:rows])
 
 
 def load_bundle(

@@ -68,6 +68,12 @@ class Metrics:
         """Put a value into a histogram."""
         self._tell(name, "histogram", value, labels)
 
+    def batch(self, size: int) -> None:
+        """Tell that so many images were computed at once."""
+        if size:
+            self.observe("batch_size", size)
+            self.count("images", size)
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Observe how long a stage takes, if it comes to its end."""

@@ -89,7 +89,7 @@ def test_an_encoder_that_is_no_blend_takes_no_weight(bundle_dir, write, tmp_path
 def test_many_images_are_shared_out_over_threads_and_the_weight_is_not_cut(path, normalized, photos, preprocessing):
     many = [*photos] * 4
     classifier = _load(path, num_threads=2, max_batch=32, alpha=0.6)
-    encoder = classifier._image_encoder
+    encoder = classifier._loaded.encoder
     assert encoder is not None
     assert isinstance(encoder.session, RowParallelSession)
     expected = _blend(many, preprocessing, 0.6, normalized=normalized)
