@@ -8,11 +8,14 @@ import statistics
 from typing import Any
 
 import numpy as np
+import pytest
 from sklearn.base import clone
 
 from benchmarks.feature_data import chosen_data
 from fastfsl.data import sample_episode
 from fastfsl.fit.fma import FlowMatchingAlignment
+
+pytestmark = pytest.mark.slow  # `make bench-all`
 
 SHOTS, SEEDS, STEPS = 8, range(3), 6
 TRAINED: dict[str, dict[str, Any]] = {

@@ -22,6 +22,8 @@ from fastfsl.fit.mps_objective import MPSObjective
 from fastfsl.fit.objective import take_gradient
 from fastfsl.fit.tuning import TuningRecipe
 
+pytestmark = pytest.mark.slow  # `make bench-all`
+
 THREADS = 2
 BACKBONE, BATCH, VIEWS, CLASSES, DIM = "ViT-B-16", 4, 2, 10, 512
 LOGIT_SCALE, TEMPERATURE = 100.0, 0.1

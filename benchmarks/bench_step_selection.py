@@ -17,6 +17,8 @@ from fastfsl.encoders import Augmentation, class_embeddings, extract_features, l
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.flow import euler_states
 
+pytestmark = pytest.mark.slow  # `make bench-all`
+
 SEEDS = range(8)
 
 

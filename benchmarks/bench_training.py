@@ -25,6 +25,8 @@ from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import best_step, class_targets
 from fastfsl.flow import VelocityField, class_logits, euler_states
 
+pytestmark = pytest.mark.slow  # `make bench-all`
+
 THREADS = 2
 STEPS = 10
 PLAIN_BATCH = 32

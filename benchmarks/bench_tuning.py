@@ -16,6 +16,8 @@ import pytest
 
 from fastfsl.demo.digits import write_digits
 
+pytestmark = pytest.mark.slow  # `make bench-all`
+
 SEEDS = tuple(range(5))
 SHOTS = 16
 

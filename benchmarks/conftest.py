@@ -23,12 +23,20 @@ _PACKAGES = ("fastfsl", "torch", "triton", "open_clip_torch", "onnxruntime", "on
 def pytest_addoption(parser):
     parser.addoption("--save-results", action="store_true", help="write benchmarks/results/*.json")
     parser.addoption("--features", metavar="FILE", help="bench_training: a feature file instead of drawn features")
+    parser.addoption("--photos", metavar="FOLDER", help="bench_jpeg: photographs (JPEG) instead of drawn ones")
     parser.addoption("--quick", action="store_true", help="bench_training: a trial run, small and not to be kept")
 
 
 def pytest_configure(config):
     if config.getoption("--quick") and config.getoption("--save-results"):
         raise pytest.UsageError("--quick is for trial runs: its results are not to be kept, drop --save-results")
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--save-results"):
+        from benchmarks.latency_report import write_page  # only now: it is not needed to collect
+
+        write_page()
 
 
 @pytest.fixture
@@ -38,8 +46,8 @@ def record(request) -> Callable[[str, dict[str, Any]], None]:
     def keep(name: str, result: dict[str, Any]) -> None:
         print(f"\n{name}: {json.dumps(result)}")
         if request.config.getoption("--save-results"):
-            features = request.config.getoption("--features")
-            chosen = "" if features is None else f" --features {Path(features).name}"
+            given = {name: request.config.getoption(name) for name in ("--features", "--photos")}
+            chosen = "".join(f" {name} {Path(value).name}" for name, value in given.items() if value is not None)
             command = f"pytest {request.node.nodeid}{chosen} --save-results"
             document = {**result, "made_with": made_with(command)}
             RESULTS.mkdir(exist_ok=True)

@@ -31,9 +31,11 @@ def bench_sections(document: dict[str, Any]) -> list[Section]:
     memory = {name: value / 1e6 for name, value in document["memory"].items() if value is not None}
     sizes = [(name, size / 1e6) for name, size in sorted(described["files"].items())]
     return [
-        Section("Latency", [_latency(rows), "A call takes a whole batch, from image files (or features) to classes."]),
-        Section("Throughput", [_throughput(rows)]),
-        Section("Stages", _stages(document["stages"], rows)),
+        Section(
+            "Latency", [latency_figure(rows), "A call takes a whole batch, from image files (or features) to classes."]
+        ),
+        Section("Throughput", [throughput_figure(rows)]),
+        Section("Stages", stage_figures(document["stages"], rows)),
         Section(
             "Start and memory",
             [
@@ -49,7 +51,8 @@ def bench_sections(document: dict[str, Any]) -> list[Section]:
     ]
 
 
-def _latency(rows: list[dict[str, Any]]) -> Figure:
+def latency_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Percentiles of a call against its batch size."""
     series = [Series(name, tuple(row[key] for row in rows)) for name, key in _PERCENTILES]
     first, last = rows[0], rows[-1]
     return Figure(
@@ -61,7 +64,8 @@ def _latency(rows: list[dict[str, Any]]) -> Figure:
     )
 
 
-def _throughput(rows: list[dict[str, Any]]) -> Figure:
+def throughput_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Images a second against the batch size."""
     best = max(rows, key=lambda row: float(row["images_per_second"]))
     values = tuple(row["images_per_second"] for row in rows)
     return Figure(
@@ -72,7 +76,8 @@ def _throughput(rows: list[dict[str, Any]]) -> Figure:
     )
 
 
-def _stages(stages: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[Figure | Table]:
+def stage_figures(stages: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[Figure | Table]:
+    """Time an image of each stage against the batch size; none where there are no stages."""
     if not stages:
         return []
     names = list(dict.fromkeys(stage["stage"] for stage in stages))

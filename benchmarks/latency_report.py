@@ -1,0 +1,84 @@
+"""The page of the runtime's figures: benchmarks/report.html, from benchmarks/results.
+
+`python benchmarks/latency_report.py` writes it anew, and so does every `pytest benchmarks --save-results`. What
+`make bench` measures is on it; trainings, which `make bench-all` measures too, are not.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastfsl.cli.bench_report import latency_figure, stage_figures, throughput_figure
+from fastfsl.cli.output import field_words
+from fastfsl.report import Part, Section, Series, Table, write_report
+from fastfsl.report.charts import line_chart
+from fastfsl.report.page import Figure
+
+ROOT = Path(__file__).resolve().parent
+RESULTS, PAGE = ROOT / "results", ROOT / "report.html"
+# Of trainings, and of cards.
+LEFT_OUT = ("compare_", "flow_options", "gpu_", "mps_step", "step_selection", "training", "tuning_")
+_FLOW, _BUNDLE = "flow_graph_batch_", "bundle"
+
+
+def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Write the page, whole or not at all."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(results.glob("*.json"))
+        if not path.stem.startswith(LEFT_OUT)
+    }
+    write_report(page, "fastfsl: latency, throughput, start and memory", list(_sections(found)))
+
+
+def _sections(found: dict[str, dict[str, Any]]) -> Iterator[Section]:
+    if _BUNDLE in found:
+        result = found.pop(_BUNDLE)
+        plots: list[Part] = [latency_figure(result["rows"]), throughput_figure(result["rows"])]
+        rest = {name: value for name, value in result.items() if name not in ("rows", "stages")}
+        yield Section("The demo's bundle", [*plots, *stage_figures(result["stages"], result["rows"]), *_parts(rest)])
+    flow = sorted((found.pop(name) for name in list(found) if name.startswith(_FLOW)), key=lambda row: row["batch"])
+    if flow:
+        yield Section("The flow alone", [_flow_figure(flow), *_parts({"made_with": flow[0]["made_with"]})])
+    for name, result in found.items():
+        yield Section(name.replace("_", " "), _parts(result))
+
+
+def _flow_figure(rows: list[dict[str, Any]]) -> Figure:
+    sides = {"plain_ms": "torch eager", "exported_ms": "the bundle's graph", "products_ms": "its products alone"}
+    series = [Series(name, tuple(row.get(key) for row in rows)) for key, name in sides.items()]
+    last = rows[-1]
+    return Figure(
+        line_chart([str(row["batch"]) for row in rows], series, x_label="batch", y_label="ms a call", log=True),
+        f"At batch {last['batch']} the graph takes {last['exported_ms']:.1f} ms, torch eager {last['plain_ms']:.1f} ms",
+        rows[0]["what"],
+        Table(
+            ("batch", *(f"{name}, ms" for name in sides.values()), "times faster"),
+            [(row["batch"], *(row.get(key) for key in sides), row["speed_up"]) for row in rows],
+        ),
+    )
+
+
+def _parts(result: dict[str, Any]) -> list[Part]:
+    """What it is in words, its plain values, and each of its lists of rows as a table."""
+    lists = {name: value for name, value in result.items() if _is_rows(value)}
+    plain = {name: value for name, value in result.items() if name not in lists and name != "what"}
+    parts: list[Part] = [result["what"]] if "what" in result else []
+    for name, rows in lists.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+        parts.append(Table(tuple(column.replace("_", " ") for column in columns), cells, name))
+    return [*parts, Table(("", ""), field_words(plain))] if plain else parts
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _cell(value: Any) -> str | int | float | None:
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    write_page()
