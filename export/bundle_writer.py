@@ -24,6 +24,7 @@ from fastfsl.export.flow_kernels import KernelOptions, check_compilable, write_k
 from fastfsl.export.model_card import model_card
 from fastfsl.export.parity import flow_parity, logit_parity, visual_parity
 from fastfsl.export.readout import deployed_readout, has_flow
+from fastfsl.export.text_part import check_extensible, write_text
 from fastfsl.export.visual_graph import blend_record, visual_graph
 from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.evaluate import run_encoder
@@ -39,6 +40,7 @@ def export_run(
     *,
     force: bool = False,
     kernels: KernelOptions = _NO_KERNELS,
+    text: bool = False,
     on_stage: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
     """Export a run as a bundle.
@@ -51,6 +53,7 @@ def export_run(
         target: the bundle's folder.
         force: replace a bundle that is there.
         kernels: architectures to compile the flow's kernels for.
+        text: also export the text tower and the tokenizer, so that classes can be added by name.
         on_stage: called with (name of the stage, stages done, stages in all), or compilations in place of stages.
 
     Returns:
@@ -58,7 +61,7 @@ def export_run(
 
     Raises:
         ConfigError: if `target` exists and `force` is not set, it cannot be written, or the run has no classifier that
-            is the same for every image, or kernels are asked for that there are not.
+            is the same for every image, or kernels or texts are asked for that there are not.
         BundleError: if the encoder cannot be found or exported, or what is exported does not match the estimator.
     """
 
@@ -70,6 +73,8 @@ def export_run(
     readout = deployed_readout(deployed)
     if kernels.architectures:
         check_compilable(deployed)
+    if text:
+        check_extensible(run)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
         encoder = None
@@ -101,12 +106,16 @@ def export_run(
             compiled, parity["rounded_weights"] = write_kernels(staging, deployed, kernels, on_progress=compiling)
         if readout is not None:
             write_readout(staging / READOUT, readout)
+        text_record = None
+        if text and encoder is not None:
+            stage("exporting the text tower", 4)
+            text_record, parity["text"] = write_text(staging, run, encoder, deployed)
         stage("checking the logits", 4)
         parity["logits"] = logit_parity(
             run.estimator, deployed, flow, readout, normalized=encoder is None or encoder.normalized
         )
 
-        fields = {**_manifest_fields(run, deployed, encoder, parity), "kernels": compiled}
+        fields = {**_manifest_fields(run, deployed, encoder, parity), "kernels": compiled, "text": text_record}
         (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
         stage("written", 5)

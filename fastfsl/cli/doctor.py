@@ -27,6 +27,8 @@ PACKAGES = (
     "open_clip_torch",
     "onnx",
     "onnxscript",
+    "tokenizers",
+    "ftfy",
 )
 _NVIDIA_SMI_SECONDS = 10
 

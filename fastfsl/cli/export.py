@@ -25,6 +25,9 @@ def export(
         Literal["auto", "fp16", "bf16"],
         typer.Option(help="Dtype of the kernels' weights; auto: fp16 where its range suffices."),
     ] = "auto",
+    text: Annotated[
+        bool, typer.Option("--text", help="Also export the text tower, so that classes can be added by name.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Export a run as a bundle: ONNX graphs, flow plan, read-out, checked against the run, with every file's hash.
@@ -43,7 +46,7 @@ def export(
     kernels = KernelOptions(() if arch is None else parse_architectures(arch), kernel_dtype)
     check_output(bundle, marker=MANIFEST_NAME, force=force)
     with reporting() as reporter:
-        manifest = export_run(Run.load(run), bundle, force=force, kernels=kernels, on_stage=reporter.stage)
+        manifest = export_run(Run.load(run), bundle, force=force, kernels=kernels, text=text, on_stage=reporter.stage)
     document = {
         "bundle": str(bundle),
         "method": manifest.method,
@@ -51,6 +54,7 @@ def export(
         "num_steps": manifest.num_steps,
         "precision": manifest.precision,
         "kernels": manifest.kernels,
+        "text": manifest.text,
         "size_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "files": sorted(manifest.files),
         "parity": manifest.parity,
