@@ -158,11 +158,11 @@ class Batcher:
             pending = list(self._waiting) if cancel_pending else []
         for future in pending:
             future.cancel()
-        if getattr(self._own, "inside", False):
-            return
+        wait = not getattr(self._own, "inside", False)
         with self._lock:
-            self._all_answered.wait_for(lambda: self._accepted == 0)
-        self._worker.shutdown()
+            over = self._all_answered.wait_for(lambda: self._accepted == 0, None if wait else 0)
+        if over:
+            self._worker.shutdown(wait=wait)
 
     def __enter__(self) -> Self:
         return self
@@ -195,8 +195,11 @@ class Batcher:
             if cancelled is not None:
                 future.set_running_or_notify_cancel()  # else `concurrent.futures.wait` would never hear of it
             self._accepted -= 1
-            if self._accepted == 0:
+            over = self._closed and self._accepted == 0
+            if over:
                 self._all_answered.notify_all()
+        if over:
+            self._worker.shutdown(wait=False)
         if future.cancelled():
             self._metrics.count("cancellations")
             if cancelled is not None and cancelled.decoding is not None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fastfsl.images import ImageSource
+    from fastfsl.runtime.asynchronous import AsyncBatcher
 
     Images = ImageSource | Iterable[ImageSource]
 
@@ -250,6 +251,20 @@ class Classifier:
                 self._batchers.add(batcher)
             return batcher
 
+    def async_batcher(
+        self, *, max_batch: int | None = None, max_delay_ms: float = 2, max_queue: int = 1024, top_k: int = 5
+    ) -> AsyncBatcher:
+        """As ``batcher``, for an event loop, which it does not block.
+
+        >>> async with classifier.async_batcher() as predict:  # doctest: +SKIP
+        ...     prediction = await predict("a.jpg")
+        """
+        from fastfsl.runtime.asynchronous import AsyncBatcher  # asyncio takes 30 ms to import
+
+        return AsyncBatcher(
+            self.batcher(max_batch=max_batch, max_delay_ms=max_delay_ms, max_queue=max_queue, top_k=top_k)
+        )
+
     def transport(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Where the flow carries embeddings: L2-normalised, (n, d) float32. Without a flow they stay where they are.
 
@@ -335,7 +350,9 @@ class Classifier:
             return _rank(head, self._image_logits(encoder, head, pixels), top_k)
 
     def _release(self) -> None:
-        # Executors and sessions end their threads when nobody refers to them any more.
+        if self._loaded.encoder is not None:
+            self._loaded.encoder.reader.close()
+        # Sessions and their executors end their threads when nobody refers to them any more.
         del self._loaded, self._head, self._class_adder
 
     def _encoder(self) -> ImageEncoder:

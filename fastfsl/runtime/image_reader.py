@@ -47,8 +47,8 @@ class ImageReader:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
 
     def close(self) -> None:
-        """End the threads once the images they are on are read. No image may be handed over afterwards."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let the threads end once the images they are on are read. No image may be handed over afterwards."""
+        self._pool.shutdown(wait=False, cancel_futures=True)  # one of these threads may be the caller's
 
     def read_one(self, source: Any) -> Pixels:  # noqa: ANN401 - checked by open_image
         """One image's uint8 pixels (height, width, 3), decoded on the caller's thread.
