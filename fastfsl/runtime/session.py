@@ -136,7 +136,7 @@ def create_row_session(
 
 
 def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One output of a graph, a row for each row of its input.
+    """One output of a graph, a row for each row of its first input; others are the same for every row.
 
     Raises:
         BundleError: onnxruntime cannot compute it, or it is something else.
@@ -148,7 +148,7 @@ def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarr
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); export it again") from error
-    rows = max((len(values) for values in feed.values() if np.ndim(values) > 0), default=0)
+    rows = len(next(iter(feed.values())))
     if not isinstance(result, np.ndarray) or result.dtype != np.float32 or result.ndim != 2 or len(result) != rows:
         shape = getattr(result, "shape", None)
         raise BundleError(f"the bundle's graphs gave {output} of shape {shape} for {rows} rows; export it again")
