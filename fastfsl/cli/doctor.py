@@ -1,7 +1,6 @@
 """`fastfsl doctor`: what is installed, what really works, and what to do about the rest."""
 
 import importlib
-import importlib.metadata
 import platform
 import shutil
 import subprocess
@@ -11,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from fastfsl.cli.machine import processor, threads
 from fastfsl.cli.output import print_fields, print_json, stdout, stdout_kept_clean
+from fastfsl.cli.parts import optional_parts, outdated, version_of
 
 PACKAGES = (
     "fastfsl",
@@ -21,6 +22,10 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "cuda-bindings",
+    "tokenizers",
+    "ftfy",
+    "prometheus-client",
+    "pyarrow",
     "torch",
     "torchvision",
     "triton",
@@ -36,13 +41,24 @@ _NVIDIA_SMI_SECONDS = 10
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Report versions, package conflicts, the providers that really compute, the GPUs, and what to do."""
+    """Report versions, package conflicts, the providers that really compute, the GPUs, and what to do.
+
+    A provider counts once a session on it came up and gave the right answer. Optional parts that are missing are no
+    problem; the command that installs each is shown.
+    """
     packages = installed(PACKAGES)
     gpus, gpu_source = find_gpus()
     with stdout_kept_clean():
         usable, failures = _probe(packages)
     kernels = compiled_kernels()
     problems = find_problems(packages, gpus, usable, failures, kernels["reason"])
+    for old in outdated():
+        problems.append(
+            {
+                "problem": f"{old['package']} {old['installed']} is installed, fastfsl needs {old['wanted']} or newer",
+                "remedy": f"pip install '{old['package']}>={old['wanted']}'",
+            }
+        )
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -50,13 +66,20 @@ def doctor(
         "gpus": gpus,
         "gpu_source": gpu_source,
         "providers": usable,
+        "sessions": dict.fromkeys(usable, "came up and computed") | failures,
         "compiled_kernels": kernels,
-        "threads": _threads(),
+        "optional": optional_parts(),
+        "processor": processor(),
+        "threads": threads(),
     }
     if as_json:
         print_json({**document, "problems": problems})
         return
-    print_fields("fastfsl doctor", document)
+    parts = {
+        extra: f"without {', '.join(part['missing'])}: {part['install']}" if part["missing"] else "installed"
+        for extra, part in document["optional"].items()
+    }
+    print_fields("fastfsl doctor", {**document, "optional": parts})
     if not problems:
         stdout().print(Text("No problems found.", style="green"))
     for problem in problems:
@@ -66,13 +89,7 @@ def doctor(
 
 def installed(names: tuple[str, ...]) -> dict[str, str | None]:
     """Version of each distribution, None where it is not installed. Nothing is imported."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {name: version_of(name) for name in names}
 
 
 def find_problems(
@@ -225,11 +242,3 @@ def _probe(packages: dict[str, str | None]) -> tuple[list[str], dict[str, str]]:
     probes = [probe("cpu"), probe("cuda")]
     usable = [found.provider for found in probes if found.error is None]
     return usable, {found.provider: found.error for found in probes if found.error is not None}
-
-
-def _threads() -> dict[str, int | None]:
-    import os
-
-    from fastfsl.runtime.threads import available_cpus
-
-    return {"cpus": os.cpu_count(), "usable": available_cpus()}

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from fastfsl.cli import parts as PARTS
 from fastfsl.cli.doctor import compiled_kernels, find_gpus, find_problems, parse_nvidia_smi
+from fastfsl.cli.machine import processor, threads
 from tests.runtime.fake_driver import FakeDriver
 
 # The package's attribute of that name is the command, not the module.
@@ -182,3 +184,52 @@ def test_a_driver_that_fails_falls_back_to_nvidia_smi(monkeypatch):
     monkeypatch.setattr(DOCTOR.importlib, "import_module", broken)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert find_gpus() == ([], None)
+
+
+def test_every_provider_says_whether_its_session_came_up(fastfsl):
+    document = fastfsl("doctor", "--json").document
+    assert document["sessions"][CPU] == "came up and computed"
+    assert set(document["sessions"]) == {CPU, CUDA}
+    assert (CUDA in document["providers"]) is (document["sessions"][CUDA] == "came up and computed")
+
+
+def test_missing_parts_are_no_problem_but_have_their_command(fastfsl, monkeypatch):
+    version = PARTS.version_of
+    hidden = ("tokenizers", "pyarrow")
+    monkeypatch.setattr(PARTS, "version_of", lambda name: None if name in hidden else version(name))
+    document = fastfsl("doctor", "--json").document
+    assert document["optional"]["text"]["missing"] == ["tokenizers"]
+    assert document["optional"]["text"]["install"] == "pip install 'fastfsl[text]'"
+    assert document["optional"]["export"] == {"for": "export", "missing": [], "install": None}
+    assert not any("tokenizers" in problem["problem"] for problem in document["problems"])
+    assert "pip install 'fastfsl[parquet]'" in " ".join(fastfsl("doctor").stdout.split())
+
+
+def test_packages_that_are_too_old(monkeypatch):
+    versions = {"a": "1.9", "b": "2.0.0", "c": "10.1rc1", "e": "3.0+cpu"}
+    monkeypatch.setattr(PARTS, "version_of", versions.get)
+    lines = ["a[x]>=1.10", "b>=2", "c >= 9; extra == 'dev'", "d>=1", "e>=3.0", "fastfsl[train]", "f"]
+    assert PARTS.outdated(lines) == [{"package": "a", "installed": "1.9", "wanted": "1.10"}]
+    assert isinstance(PARTS.outdated(), list)
+
+
+def test_an_old_package_is_a_problem(fastfsl, monkeypatch):
+    old = {"package": "numpy", "installed": "1.0", "wanted": "1.26"}
+    monkeypatch.setattr(DOCTOR, "outdated", lambda: [old])
+    assert {
+        "problem": "numpy 1.0 is installed, fastfsl needs 1.26 or newer",
+        "remedy": "pip install 'numpy>=1.26'",
+    } in (fastfsl("doctor", "--json").document["problems"])
+
+
+def test_the_processor_and_the_threads(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512_vnni amx_int8\n")
+    assert processor(cpuinfo) == {"name": "Xeon", "instructions": ["avx2", "avx512_vnni", "amx_int8"]}
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n")
+    assert processor(cpuinfo)["instructions"] == ["asimd", "asimddp", "i8mm"]
+    elsewhere = processor(tmp_path / "none")
+    assert elsewhere["name"]
+    assert elsewhere["instructions"] is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads()["environment"]["OMP_NUM_THREADS"] == "3"
