@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfsl.errors import BundleError
+from fastfsl.export.attention import TRANSLATIONS, plain_attention
 
 # 18 is the torch exporter's own default; 23 emits Attention, whose CUDA kernel is new.
 OPSET = 18
@@ -35,7 +36,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, what: str
     batched = next(iter(inputs))
     shapes = {name: {0: torch.export.Dim("batch")} if name == batched else None for name in inputs}
     try:
-        with _exporting():
+        with _exporting(), plain_attention(module):
             program = torch.onnx.export(
                 module,
                 tuple(inputs.values()),
@@ -44,6 +45,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, what: str
                 input_names=list(inputs),
                 output_names=[output],
                 dynamic_shapes=shapes,
+                custom_translation_table=TRANSLATIONS,
                 external_data=False,
                 verbose=False,
             )

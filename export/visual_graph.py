@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
+from fastfsl.export.fusion import fuse
 from fastfsl.export.torch_export import TRACED_BATCH, to_onnx
 from fastfsl.flow.readout import normalize
 from fastfsl.manifold import BlendedCLIP
@@ -63,7 +64,7 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
     if blend is not None:
         inputs["alpha"] = torch.tensor(blend["alpha"])
     module = pixels_to_embedding(encoder).cpu()
-    model = to_onnx(module, inputs, "image_embeds", f"image tower of {encoder.backbone}")
+    model = fuse(to_onnx(module, inputs, "image_embeds", f"image tower of {encoder.backbone}"))
     if blend is not None:  # an input with a value of its own may be left out
         model.graph.initializer.append(numpy_helper.from_array(inputs["alpha"].numpy(), "alpha"))
     return model

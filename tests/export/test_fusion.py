@@ -1,0 +1,125 @@
+"""Fused graphs: the same function as torch's, from the operators that were meant, whatever the tower."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from fastfsl.encoders import load_encoder
+from fastfsl.export.attention import attention_operators, plain_attention
+from fastfsl.export.fusion import fuse
+from fastfsl.export.torch_export import TRACED_BATCH, to_onnx
+from fastfsl.export.visual_graph import visual_graph
+from fastfsl.runtime.session import create_session
+
+RNG = np.random.default_rng(0)
+
+
+def run(model, **feed):
+    return create_session(model.SerializeToString(), "test", device="cpu").run(None, feed)[0]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return visual_graph(load_encoder("tiny-clip"))
+
+
+def test_a_vision_transformer_has_no_operator_that_is_not_needed(tiny):
+    kinds = Counter(node.op_type for node in tiny.graph.node)
+    blocks = kinds["Softmax"]
+    assert blocks == 6
+    assert kinds["Gelu"] == blocks
+    assert kinds["LayerNormalization"] == 2 * blocks + 2
+    assert kinds["Transpose"] == 4 * blocks + 1  # queries, keys, values, what comes out; the patches
+    assert not {"Conv", "Erf", "Squeeze", "Unsqueeze"} & kinds.keys()
+    onnx.checker.check_model(tiny)
+
+
+class _Stem(nn.Module):
+    """Pixels through a convolution to tokens."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, **options)
+
+    def forward(self, images):
+        mean, std = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.3, 0.2, 0.25]).view(1, 3, 1, 1)
+        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - mean) / std
+        return self.conv(pixels).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "product"),
+    [
+        ({"kernel_size": 4, "stride": 4}, True),
+        ({"kernel_size": (2, 4), "stride": (2, 4), "bias": False}, True),
+        ({"kernel_size": 5, "stride": 5}, False),  # 16 is no multiple of 5: pixels are left over
+        ({"kernel_size": 4, "stride": 2}, False),
+        ({"kernel_size": 4, "stride": 4, "padding": 2}, False),
+    ],
+)
+def test_only_patches_that_tile_the_image_become_a_product(options, product):
+    torch.manual_seed(0)
+    stem = _Stem(**options).eval()
+    images = torch.zeros(TRACED_BATCH, 16, 16, 3, dtype=torch.uint8)
+    fused = fuse(to_onnx(stem, {"images": images}, "tokens", "stem"))
+    assert ("Conv" not in {node.op_type for node in fused.graph.node}) == product
+    pixels = RNG.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    expected = stem(torch.from_numpy(pixels)).detach().numpy()
+    np.testing.assert_allclose(run(fused, images=pixels), expected, atol=1e-5)
+
+
+class _Masked(nn.Module):
+    """Attention with a mask of any kind."""
+
+    def __init__(self, mask, *, is_causal=False):
+        super().__init__()
+        self.mask, self.is_causal = mask, is_causal
+
+    def forward(self, x):
+        heads = x.unflatten(-1, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(
+            heads, 0.5 * heads, heads + 1, attn_mask=self.mask, is_causal=self.is_causal, scale=0.7
+        )
+
+
+_ALLOWED = torch.ones(6, 6).tril().bool()
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        _Masked(None),
+        _Masked(None, is_causal=True),
+        _Masked(_ALLOWED),
+        _Masked(torch.zeros(6, 6).masked_fill(~_ALLOWED, -torch.inf)),
+    ],
+    ids=["plain", "causal", "boolean", "added"],
+)
+def test_attention_with_a_mask_is_torchs(attention):
+    x = torch.randn(TRACED_BATCH, 6, 8, generator=torch.Generator().manual_seed(0))
+    model = to_onnx(attention.eval(), {"x": x}, "mixed", "attention")
+    np.testing.assert_allclose(run(model, x=x.numpy()), attention(x).numpy(), atol=1e-6)
+
+
+def test_attention_layers_are_as_they_were_after_an_export():
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    holder = nn.ModuleDict({"block": nn.ModuleDict({"attention": layer})}).eval()
+    x = torch.randn(3, 5, 8)
+    boolean = ~torch.ones(5, 5).tril().bool()
+    for mask in (None, boolean, torch.zeros(5, 5).masked_fill(boolean, -torch.inf)):
+        expected = layer(x, x, x, need_weights=False, attn_mask=mask)[0]
+        with plain_attention(holder):
+            replaced = holder["block"]["attention"]
+            assert replaced is not layer
+            torch.testing.assert_close(replaced(x, x, x, need_weights=False, attn_mask=mask)[0], expected)
+            torch.testing.assert_close(replaced(x, x[:, :2], x[:, :2])[0], layer(x, x[:, :2], x[:, :2])[0])
+    assert holder["block"]["attention"] is layer
+
+
+def test_grouped_queries_are_refused():
+    with pytest.raises(NotImplementedError, match="fewer heads"):
+        attention_operators(None, None, None, enable_gqa=True)
