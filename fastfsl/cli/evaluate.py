@@ -1,16 +1,22 @@
 """`fastfsl evaluate`: accuracy of a run or a bundle on a split."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fastfsl.cli.options import Alpha
-from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.output import field_words, print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
+from fastfsl.cli.run_report import prediction_parts
 from fastfsl.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Images classified between two updates of the progress bar.
 _CHUNK = 256
@@ -38,6 +44,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     alpha: Alpha = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file to make: confusions, reliability and accuracy by class.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
@@ -51,15 +60,20 @@ def evaluate(
         raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")
     if alpha is not None and transfer:
         raise ConfigError("--alpha does not go with --transfer, which takes the weight of the training: leave one out")
+    if report is not None and transfer:
+        raise ConfigError("--report does not go with --transfer: leave one out")
+    if report is not None and report.is_dir():
+        raise ConfigError(f"--report names a file to make, and {report} is a folder")
+    kept: list[_Predicted] = []
     with reporting() as reporter:
         if (model / "manifest.json").is_file():
             if transfer:
                 raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
-            document = _evaluate_bundle(model, data, split, classes, device, alpha, image_root, reporter)
+            document = _evaluate_bundle(model, data, split, classes, device, alpha, image_root, reporter, kept)
         elif (model / "run.json").is_file():
             prompts = template[0] if template and len(template) == 1 else template
             document = _evaluate_run(
-                model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter
+                model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
             )
         else:
             raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
@@ -71,11 +85,41 @@ def evaluate(
         "transfer": transfer,
         **document,
     }
+    if report is not None:
+        _write_report(report, document, kept[0])
     if as_json:
         print_json(document)
     else:
         shown = {key: value for key, value in document.items() if key != "class_accuracy"}
         print_fields(f"Evaluated {model}", shown)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """What a score is made of: names of the classes, probabilities (n, C), labels (n,)."""
+
+    class_names: list[str]
+    probabilities: "NDArray[Any]"
+    labels: "NDArray[np.int64]"
+
+
+def _keep(
+    kept: list[_Predicted], class_names: list[str], probabilities: "NDArray[Any]", labels: "NDArray[np.int64]"
+) -> None:
+    kept.append(_Predicted(class_names, probabilities, labels))
+
+
+def _write_report(path: Path, document: dict[str, Any], predicted: _Predicted) -> None:
+    from fastfsl.report import Section, Table, write_report
+
+    figures = {key: value for key, value in document.items() if key != "class_accuracy"}
+    worst_first = sorted(document["class_accuracy"].items(), key=lambda pair: float(pair[1]))
+    sections = [
+        Section("Result", [Table(("", ""), field_words(figures))]),
+        Section("Predictions", prediction_parts(predicted.probabilities, predicted.labels, predicted.class_names)),
+        Section("Accuracy by class, the lowest first", [Table(("class", "accuracy"), worst_first)]),
+    ]
+    write_report(path, f"{document['model']} on {document['data']}, {document['split']}", sections)
 
 
 def _evaluate_run(
@@ -89,6 +133,7 @@ def _evaluate_run(
     alpha: float | None,
     image_root: Path | None,
     reporter: ProgressReporter,
+    kept: "list[_Predicted]",
 ) -> dict[str, Any]:
     require_training()
     from fastfsl.fit.evaluate import evaluate_run
@@ -96,7 +141,8 @@ def _evaluate_run(
     from fastfsl.fit.run import Run
 
     run = Run.load(model, device=device)
-    options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha}
+    keep = partial(_keep, kept, run.record.class_names)
+    options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha, "on_predicted": keep}
     evaluation = (evaluate_transfer if transfer else evaluate_run)(
         run, data, split=split, classes=classes, device=device, image_root=image_root, reporter=reporter, **options
     )
@@ -112,6 +158,7 @@ def _evaluate_bundle(
     alpha: float | None,
     image_root: Path | None,
     reporter: ProgressReporter,
+    kept: "list[_Predicted]",
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -144,6 +191,7 @@ def _evaluate_bundle(
         counts = {"num_unreadable": images.num_unreadable, "num_excluded": images.num_excluded}
     readout = classifier.describe()["readout"]
     threshold = None if readout is None else readout["threshold"]
+    _keep(kept, list(names), probabilities, labels)
     predicted = probabilities.argmax(axis=1)
     evaluation = score(predicted, labels, names, probabilities=probabilities, threshold=threshold, **counts)
     num_steps = None if manifest.step_size is None else manifest.num_steps

@@ -82,7 +82,7 @@ def train(
     if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
         return
     run.save(out, force=force)
-    write_run_report(out / REPORT_FILE, run)
+    write_run_report(whole / REPORT_FILE, run)  # the working folder, if `out` is it, has just been replaced
     shutil.rmtree(checkpoints, ignore_errors=True)
     if as_json:
         print_json(_summary(run, out))

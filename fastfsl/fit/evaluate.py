@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,7 @@ def evaluate_run(
     alpha: float | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
+    on_predicted: Callable[[NDArray[Any], NDArray[np.int64]], None] | None = None,
 ) -> Evaluation:
     """Score a run on a split, or on those of its samples that are of base or of new classes.
 
@@ -75,6 +77,7 @@ def evaluate_run(
         alpha: another weight of the tuned branch in a blend than that of the training.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
+        on_predicted: hears the probabilities (n, C) and the labels (n,) behind the score.
 
     Raises:
         ConfigError: if `alpha` is given and the run's encoder is no blend, or it is out of range.
@@ -95,6 +98,8 @@ def evaluate_run(
         cache_dir,
     )
     probabilities = run.probabilities(samples.features, lambda: base_encoder(run, device=device))
+    if on_predicted is not None:
+        on_predicted(probabilities, samples.labels)
     return samples.score(probabilities.argmax(axis=1), names, probabilities, run.threshold)
 
 

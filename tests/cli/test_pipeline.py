@@ -1,6 +1,7 @@
 """Images and features through train, evaluate, export and predict, on the tiny CLIP of the package."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,31 @@ def test_run_and_bundle_agree_on_every_test_image(run_fastfsl, trained, exported
     assert of_run["accuracy"] == of_bundle["accuracy"] > 0.5
     assert of_run["num_steps"] == of_bundle["num_steps"] == trained[1]["num_steps"]
     assert of_run["class_accuracy"] == of_bundle["class_accuracy"]
+
+
+def test_evaluate_writes_the_same_report_for_run_and_bundle(run_fastfsl, trained, exported, digits, tmp_path):
+    pages = []
+    for model in (trained[0], exported[0]):
+        page = tmp_path / f"{model.name}.html"
+        result = run_fastfsl("evaluate", model, digits, "--report", page)
+        assert result.exit_code == 0, result.stderr
+        pages.append(page.read_text(encoding="utf-8"))
+        assert "samples on the diagonal" in pages[-1]
+    tables = [page.partition("<h2>Predictions</h2>")[2] for page in pages]
+    counts = [re.findall(r"taken for [^<]*: \d+", table) for table in tables]
+    assert counts[0] == counts[1]
+    assert len(counts[0]) == CLASSES**2
+    refused = run_fastfsl("evaluate", trained[0], digits, "--report", tmp_path)
+    assert refused.exit_code == 2
+    assert "is a folder" in refused.stderr.replace("\n", " ")
+
+
+def test_training_leaves_a_report(trained):
+    folder, document = trained
+    assert document["report"] == str(folder / "report.html")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for words in ("Accuracy against steps", "Held-out training samples", "Features along the flow", "tiny-clip"):
+        assert words in page
 
 
 def test_export_records_its_parity(exported):
