@@ -69,16 +69,16 @@ def flow_map(
         x, y = _MARGIN + column * (_WIDTH - 2 * _MARGIN) / _LEGEND_COLUMNS, _HEIGHT + _LEGEND_ROW * row + 8
         drawing.mark((x, y - 4), colour)
         drawing.text((x + 10, y), class_names[index], limit=22)
-    rows = [(step, *_cosines(state, labels, prototypes)) for step, state in enumerate(states)]
+    cosines = [(step, *_cosines(state, labels, prototypes)) for step, state in enumerate(states)]
     left_out = len([count for count in counts if count]) - len(classes)
     others = f" {left_out} more classes are not drawn." if left_out else ""
     return Figure(
         drawing,
         f"{sum(map(len, chosen.values()))} features of {len(classes)} classes move over {len(states) - 1} steps; mean "
-        f"cosine with the own class's target from {rows[0][1]:.2f} to {rows[-1][1]:.2f}",
+        f"cosine with the own class's target from {cosines[0][1]:.2f} to {cosines[-1][1]:.2f}",
         "Hollow: the feature as the encoder gives it. Filled: where the flow leaves it. Large and hollow: where its "
         f"class is sent to. Axes: the two main directions of these features before and after the flow.{others}",
-        Table(("step", "cosine with the own target", "with the nearest other"), rows),
+        Table(("step", "cosine with the own target", "with the nearest other"), cosines),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_cuda_where_there_is_none_is_refused(run_fastfsl, image_bundle):
 
 def test_rounds_take_turns_and_are_enough():
     order: list[str] = []
-    calls = [Timed(name, 2, lambda name=name: order.append(name), 1e-9) for name in ("a", "b")]
+    calls = [Timed(name, 2, partial(order.append, name), 1e-9) for name in ("a", "b")]
     told: list[int] = []
     measure(calls, on_progress=lambda done, total: told.append(done))
     assert [len(call.times) for call in calls] == [MIN_ROUNDS, MIN_ROUNDS]

@@ -111,7 +111,7 @@ def test_the_map_shows_how_features_near_their_targets():
     states = [start + step * (targets[labels] - start) for step in (0.0, 0.5, 1.0)]
     states = [state / np.linalg.norm(state, axis=1, keepdims=True) for state in states]
     figure = flow_map(states, labels, targets, ("a", "b", "c"))
-    own = [float(row[1]) for row in figure.table.rows]
+    own = [float(str(row[1])) for row in figure.table.rows]
     assert own == sorted(own)
     assert own[-1] == pytest.approx(1.0)
     assert figure.table.rows[-1][2] == pytest.approx(0.0, abs=1e-9)
@@ -120,7 +120,7 @@ def test_the_map_shows_how_features_near_their_targets():
     assert "target of b" in svg
     # Prototypes: the nearest one counts, and each is drawn.
     both = flow_map(states, labels, np.stack([targets, -targets], axis=1), ("a", "b", "c"))
-    assert float(both.table.rows[-1][1]) == pytest.approx(1.0)
+    assert float(str(both.table.rows[-1][1])) == pytest.approx(1.0)
     assert both.drawing.to_svg("d").count("target of") == 6
 
 
