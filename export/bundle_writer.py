@@ -19,10 +19,12 @@ from fastfsl.bundle import (
 )
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError
+from fastfsl.export.accuracy_gate import Graphs
 from fastfsl.export.flow_graph import flow_graph
 from fastfsl.export.flow_kernels import KernelOptions, check_compilable, write_kernels
 from fastfsl.export.model_card import model_card
 from fastfsl.export.parity import flow_parity, logit_parity, visual_parity
+from fastfsl.export.precision import Precision, reduce_precision
 from fastfsl.export.readout import deployed_readout, has_flow
 from fastfsl.export.text_part import check_extensible, write_text
 from fastfsl.export.visual_graph import blend_record, visual_graph
@@ -41,6 +43,8 @@ def export_run(
     force: bool = False,
     kernels: KernelOptions = _NO_KERNELS,
     text: bool = False,
+    precision: Precision = "fp32",
+    allow_drop: bool = False,
     on_stage: Callable[[str, int, int], None] | None = None,
 ) -> Manifest:
     """Export a run as a bundle.
@@ -54,6 +58,8 @@ def export_run(
         force: replace a bundle that is there.
         kernels: architectures to compile the flow's kernels for.
         text: also export the text tower and the tokenizer, so that classes can be added by name.
+        precision: of the graphs. Of a bundle with kernels the flow's graph, which they are held to, stays fp32.
+        allow_drop: accept that another precision gives other answers.
         on_stage: called with (name of the stage, stages done, stages in all), or compilations in place of stages.
 
     Returns:
@@ -62,7 +68,9 @@ def export_run(
     Raises:
         ConfigError: if `target` exists and `force` is not set, it cannot be written, or the run has no classifier that
             is the same for every image, or kernels or texts are asked for that there are not.
-        BundleError: if the encoder cannot be found or exported, or what is exported does not match the estimator.
+        BundleError: if the encoder cannot be found or exported, what is exported does not match the estimator, or too
+            many answers change with the precision.
+        DataError: if what was trained on is not where it was, and the precision has to be checked on it.
     """
 
     def stage(name: str, done: int) -> None:
@@ -77,16 +85,9 @@ def export_run(
         check_extensible(run)
     with staging_folder(target, force=force) as staging:
         parity: dict[str, Any] = {}
-        encoder = None
+        encoder, visual = None, None
         if record.encoder is not None:
-            stage("exporting the encoder", 0)
-            encoder = run_encoder(run)
-            if blend_record(encoder) is None and not encoder.normalized:
-                raise BundleError("the encoder's features are neither unit-length nor a blend's: report this")
-            visual = visual_graph(encoder)
-            stage("checking the encoder", 1)
-            parity["visual"] = visual_parity(encoder, visual)
-            _save(visual, staging / VISUAL_GRAPH)
+            encoder, visual, parity["visual"] = _encoder(run, stage)
         flow = None
         if deployed.plan is not None and deployed.class_embeddings is not None and has_flow(deployed):
             stage("exporting the flow", 2)
@@ -94,7 +95,6 @@ def export_run(
             flow = flow_graph(plan.to_arrays(), classes, scale, read_steps=deployed.read_steps)
             stage("checking the flow", 3)
             parity["flow"] = flow_parity(plan, classes, scale, flow, read_steps=deployed.read_steps)
-            _save(flow, staging / FLOW_GRAPH)
             write_plan(staging / FLOW_PLAN, plan.to_arrays())
         compiled = None
         if kernels.architectures:
@@ -104,6 +104,14 @@ def export_run(
                     on_stage("compiling the kernels", done, total)
 
             compiled, parity["rounded_weights"] = write_kernels(staging, deployed, kernels, on_progress=compiling)
+        graphs = Graphs(visual, flow, readout)
+        if precision != "fp32":
+            stage(f"comparing {precision} with fp32", 3)
+            preprocessing = None if encoder is None else encoder.preprocessing
+            graphs, parity["precision"] = reduce_precision(
+                precision, graphs, run, preprocessing, with_flow=compiled is None, allow_drop=allow_drop
+            )
+        _save_graphs(graphs, staging)
         if readout is not None:
             write_readout(staging / READOUT, readout)
         text_record = None
@@ -115,11 +123,27 @@ def export_run(
             run.estimator, deployed, flow, readout, normalized=encoder is None or encoder.normalized
         )
 
-        fields = {**_manifest_fields(run, deployed, encoder, parity), "kernels": compiled, "text": text_record}
+        fields = {
+            **_manifest_fields(run, deployed, encoder, parity),
+            "precision": precision,
+            "kernels": compiled,
+            "text": text_record,
+        }
         (staging / CARD).write_text(model_card(fields, readout), encoding="utf-8")
         manifest = seal_bundle(staging, fields)
         stage("written", 5)
     return manifest
+
+
+def _encoder(run: Run, stage: Callable[[str, int], None]) -> tuple[Encoder, onnx.ModelProto, dict[str, Any]]:
+    """The run's encoder, its graph in fp32 and how that compares with torch."""
+    stage("exporting the encoder", 0)
+    encoder = run_encoder(run)
+    if blend_record(encoder) is None and not encoder.normalized:
+        raise BundleError("the encoder's features are neither unit-length nor a blend's: report this")
+    visual = visual_graph(encoder)
+    stage("checking the encoder", 1)
+    return encoder, visual, visual_parity(encoder, visual)
 
 
 def _manifest_fields(run: Run, deployed: Deployment, encoder: Encoder | None, parity: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +162,6 @@ def _manifest_fields(run: Run, deployed: Deployment, encoder: Encoder | None, pa
         "num_steps": 0 if plan is None else plan.num_steps,
         "step_size": None if plan is None else plan.step_size,
         "read_steps": [] if plan is None or len(deployed.read_steps) == 1 else list(deployed.read_steps),
-        "precision": "fp32",
         "logit_scale": record.logit_scale if plan is None else deployed.logit_scale,
         "preprocessing": None if encoder is None else encoder.preprocessing.to_dict(),
         "encoder": None
@@ -177,6 +200,9 @@ def _public_name(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, path)
+def _save_graphs(graphs: Graphs, folder: Path) -> None:
+    for model, name in ((graphs.visual, VISUAL_GRAPH), (graphs.flow, FLOW_GRAPH)):
+        if model is not None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            onnx.save(model, path)

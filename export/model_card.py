@@ -32,6 +32,7 @@ def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
         f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
+        *_precision(fields["precision"], fields["parity"]),
         *_kernels(fields["kernels"], fields["parity"]),
         "",
         "## Use",
@@ -109,10 +110,23 @@ def _parity(parity: dict[str, Any]) -> str:
     return "; ".join(
         f"{part}: {what} within {report[name]:.1e}"
         for part, report in parity.items()
-        if part != "rounded_weights"
+        if part not in ("rounded_weights", "precision")
         for name, what in figures.items()
         if name in report
     )
+
+
+def _precision(precision: str, parity: dict[str, Any]) -> list[str]:
+    report = parity.get("precision")
+    if report is None:
+        return []
+    kept = f"; {len(report['fp32_layers'])} layers stayed fp32" if report.get("fp32_layers") else ""
+    about = (
+        f"- {precision} against fp32: the same class for {100 * report['agreement']:.1f} % of {report['num_samples']} "
+        f"{report['samples']}, accuracy there {100 * report['accuracy']:.1f} % against "
+        f"{100 * report['accuracy_fp32']:.1f} %{kept}"
+    )
+    return [about]
 
 
 def _kernels(kernels: dict[str, Any] | None, parity: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, NEWER, is_fraction, 
 from fastfsl.errors import BundleError, ConfigError
 
 FORMAT_VERSION = 1
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "int8")
 
 # Where the parts of a bundle lie. There is always a flow, a read-out or both; a plan only beside a flow.
 VISUAL_GRAPH = "visual/model.onnx"
@@ -53,7 +53,7 @@ class Manifest:
         step_size: Euler step h; None where there is no flow.
         read_steps: ascending steps whose class probabilities the flow's logits average, the last one M; empty where
             they are those of step M alone, and where there is no flow. May be left out.
-        precision: "fp32".
+        precision: "fp32"; "int8", which runs on CPUs; or "fp16", which runs on CUDA.
         logit_scale: the encoder's factor from cosine to logit, which the flow's logits use.
         preprocessing: ``images.Preprocessing.to_dict()``; None for a bundle trained on features.
         encoder: {"backbone": str, "pretrained": str or None, "digest": sha256}; None likewise.

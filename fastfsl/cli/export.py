@@ -28,6 +28,17 @@ def export(
     text: Annotated[
         bool, typer.Option("--text", help="Also export the text tower, so that classes can be added by name.")
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(
+            help="Of the graphs: fp32 runs anywhere; int8 on CPUs, calibrated and checked on the images (or features) "
+            "trained on; fp16 on CUDA."
+        ),
+    ] = "fp32",
+    allow_drop: Annotated[
+        bool,
+        typer.Option("--allow-drop", help="Accept that --precision changes more than 1 % of the answers."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Export a run as a bundle: ONNX graphs, flow plan, read-out, checked against the run, with every file's hash.
@@ -46,7 +57,16 @@ def export(
     kernels = KernelOptions(() if arch is None else parse_architectures(arch), kernel_dtype)
     check_output(bundle, marker=MANIFEST_NAME, force=force)
     with reporting() as reporter:
-        manifest = export_run(Run.load(run), bundle, force=force, kernels=kernels, text=text, on_stage=reporter.stage)
+        manifest = export_run(
+            Run.load(run),
+            bundle,
+            force=force,
+            kernels=kernels,
+            text=text,
+            precision=precision,
+            allow_drop=allow_drop,
+            on_stage=reporter.stage,
+        )
     document = {
         "bundle": str(bundle),
         "method": manifest.method,
