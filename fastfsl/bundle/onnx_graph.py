@@ -109,27 +109,45 @@ def _check_model(model: memoryview) -> None:
 def _check_graph(graph: memoryview) -> None:
     constants: dict[str, list[int]] = {}
     nodes = []
-    for number, value in _parts(graph, {1: BYTES, 5: BYTES, 15: BYTES}):
+    for number, value in _parts(graph, dict.fromkeys((1, 5, 11, 12, 15), BYTES)):
         if number == 1:
-            if len(nodes) >= MAX_NODES:
-                raise ValueError(f"it has more than {MAX_NODES} nodes")
             nodes.append(_node(_bytes(value)))
+            if len(nodes) > MAX_NODES:
+                raise ValueError(f"it has more than {MAX_NODES} nodes")
         elif number == 5:
             tensor = _tensor(_bytes(value))
-            if tensor.small is not None:
-                constants[tensor.name] = tensor.small
+            constants[tensor.name] = tensor.small or []
+        elif number in (11, 12):
+            _check_words(_bytes(value))
         elif number == 15:
             raise ValueError("it holds sparse weights, which no bundle needs")
     for node in nodes:
-        if node.op_type == "Constant" and node.constant is not None:
-            constants |= dict.fromkeys(node.outputs, node.constant)
+        if node.op_type == "Constant":
+            constants |= dict.fromkeys(node.outputs, node.constant or [])
     for node in nodes:
-        if node.op_type not in OPERATORS.get(node.domain, ()):
-            raise ValueError(f"the operator {node.domain[:40]}:{node.op_type[:40]} is none that it may hold")
-        for index in _SIZES.get(node.op_type, ()):
-            sizes = constants.get(node.inputs[index], []) if index < len(node.inputs) else []
-            if math.prod(max(1, abs(size)) for size in sizes) > MAX_ELEMENTS:
-                raise ValueError(f"{node.op_type} makes more than {MAX_ELEMENTS} elements")
+        _check_operator(node, constants)
+
+
+def _check_operator(node: _Node, constants: dict[str, list[int]]) -> None:
+    if node.op_type not in OPERATORS.get(node.domain, ()):
+        raise ValueError(f"the operator {node.domain[:40]}:{node.op_type[:40]} is none that it may hold")
+    for index in _SIZES.get(node.op_type, ()):
+        sizes = constants.get(node.inputs[index], []) if index < len(node.inputs) else []
+        if math.prod(max(1, abs(size)) for size in sizes) > MAX_ELEMENTS:
+            raise ValueError(f"{node.op_type} makes more than {MAX_ELEMENTS} elements")
+
+
+def _check_words(value_info: memoryview) -> None:
+    """The names of an input or output and of its dimensions, which ONNX Runtime hands out, are words."""
+    dims: list[memoryview] = [value_info]
+    for number in (2, 1, 2, 1):  # its type, that is a tensor's, that has a shape, that has dimensions
+        dims = [
+            _bytes(value) for message in dims for found, value in _parts(message, {number: BYTES}) if found == number
+        ]
+    for message, number in ((value_info, 1), *((dim, 2) for dim in dims)):
+        for found, value in _parts(message, {number: BYTES}):
+            if found == number:
+                _text(value)
 
 
 def _node(message: memoryview) -> _Node:

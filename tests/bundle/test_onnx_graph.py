@@ -145,6 +145,14 @@ def test_attributes_and_tensors_are_bounded():
     _refused(_model([RELU], helper.make_tensor("w", TensorProto.STRING, [1], [b"x"])), "of type 8")
 
 
+def test_names_are_words():
+    """ONNX Runtime loads other names, and fails when it is asked for them."""
+    for change in (lambda m: m.replace(b"batch", b"\xe0atch"), lambda m: m.replace(b"features", b"\xe0eatures")):
+        data = next(path for path in GOLDEN if path.parts[-3:-1] == ("images", "flow")).read_bytes()
+        assert change(data) != data
+        _refused(change(data), "utf-8")
+
+
 def test_a_message_that_readers_could_take_in_two_ways_is_refused():
     graph = _graph([RELU]).SerializeToString()
     one = b"\x3a" + bytes([len(graph)]) + graph
