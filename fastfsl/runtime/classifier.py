@@ -68,6 +68,7 @@ class Classifier:
         preprocess: str = "exact",
         image_threads: int | None = None,
         expected_digest: str | None = None,
+        gpu_mem_limit: int | None = None,
         on_metrics: Callable[[Metric], None] | None = None,
         warm_up: bool = False,
     ) -> Classifier:
@@ -93,6 +94,7 @@ class Classifier:
                 to 8.
             expected_digest: what `fastfsl inspect BUNDLE --digest` prints of the one bundle that may be loaded. The
                 hashes inside a bundle tell damage; only a digest that is kept elsewhere tells forgery.
+            gpu_mem_limit: bytes that ONNX Runtime may take on the card for each graph; None: what it needs.
             on_metrics: is called with every `fastfsl.runtime.Metric`, from whatever thread it happens on; e.g. what
                 `fastfsl.runtime.prometheus.exporter` returns. What it raises is logged once and costs no answer.
             warm_up: compute one batch of every size that is prepared for, so that no request pays for memory, kernels
@@ -111,6 +113,7 @@ class Classifier:
             num_threads=num_threads,
             alpha=alpha,
             flow=flow,
+            gpu_mem_limit=gpu_mem_limit,
             preprocess=preprocess,
             image_threads=image_threads,
             expected_digest=expected_digest,
@@ -320,7 +323,9 @@ class Classifier:
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
 
-        ``providers`` holds, for each graph, the execution providers its session really has, best first; ``flow`` what
+        ``providers`` holds, for each graph, the execution providers its session really has, best first, and
+        ``cuda_graphs``, for those on a card, "captured" or why there are none; ``device_fallback`` why "auto" came down
+        to the CPU, or None; ``flow`` what
         computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
@@ -351,7 +356,7 @@ class Classifier:
 
     def _release(self) -> None:
         if self._loaded.encoder is not None:
-            self._loaded.encoder.reader.close()
+            self._loaded.encoder.reader.close(wait=False)  # the last call may end on one of its threads
         # Sessions and their executors end their threads when nobody refers to them any more.
         del self._loaded, self._head, self._class_adder
 

@@ -46,9 +46,13 @@ class ImageReader:
         # Pillow releases the interpreter lock while it decodes and resizes. Threads start with the first batch.
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
 
-    def close(self) -> None:
-        """Let the threads end once the images they are on are read. No image may be handed over afterwards."""
-        self._pool.shutdown(wait=False, cancel_futures=True)  # one of these threads may be the caller's
+    def close(self, *, wait: bool = True) -> None:
+        """Let the threads end once the images they are on are read. No image may be handed over afterwards.
+
+        Args:
+            wait: until they have ended; not from a callback on one of them.
+        """
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def read_one(self, source: Any) -> Pixels:  # noqa: ANN401 - checked by open_image
         """One image's uint8 pixels (height, width, 3), decoded on the caller's thread.

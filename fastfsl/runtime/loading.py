@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,18 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.bundle.flow_launches import MAX_BUCKET, row_bucket
 from fastfsl.errors import ConfigError
+from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
 from fastfsl.runtime.image_reader import check_reading
+from fastfsl.runtime.precision import graph_device
 from fastfsl.runtime.session import Session, create_row_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
     from fastfsl.runtime.cuda_driver import Device
+
+_log = logging.getLogger("fastfsl.runtime")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Loaded:
         manifest: its manifest.
         head: from embeddings to logits.
         encoder: from images to embeddings; None: the bundle was trained on features.
-        origin: where it came from and which options it was loaded with, as JSON values.
+        origin: where it came from, which options it was loaded with and what became of them, as JSON values.
     """
 
     manifest: bundle.Manifest
@@ -44,10 +49,7 @@ class Loaded:
             head: the one in use, which may know more classes than the bundle.
         """
         manifest, readout, flow = self.manifest, head.readout, head.flow
-        sessions = {
-            "visual": None if self.encoder is None else self.encoder.session,
-            "flow": None if flow is None else flow.session,
-        }
+        sessions = self._sessions()
         return {
             **self.origin,
             "method": manifest.method,
@@ -64,10 +66,24 @@ class Loaded:
             "preprocessing": manifest.preprocessing,
             "preprocess": None if self.encoder is None else self.encoder.reader.preprocess,
             "image_threads": None if self.encoder is None else self.encoder.reader.threads,
-            "providers": {name: session.get_providers() for name, session in sessions.items() if session is not None},
+            "providers": {name: session.get_providers() for name, session in sessions.items()},
+            "cuda_graphs": {
+                name: session.graphs for name, session in sessions.items() if isinstance(session, BucketSession)
+            },
             "files": {name: entry["size"] for name, entry in manifest.files.items()},
             "onnxruntime": installed_onnxruntimes(),
         }
+
+    def where(self) -> str:
+        """What computes each part, in a line of a log."""
+        parts = [f"{name} on {session.get_providers()[0]}" for name, session in self._sessions().items()]
+        if self.head.flow is not None:
+            parts.append(f"the flow by {self.head.flow.describe()['executor']}")
+        return ", ".join(parts) or "the read-out by numpy"
+
+    def _sessions(self) -> dict[str, Session]:
+        sessions = {} if self.encoder is None else {"visual": self.encoder.session}
+        return sessions if self.head.flow is None else {**sessions, "flow": self.head.flow.session}
 
     def warm_up(self, max_batch: int) -> None:
         """Compute a batch of noise of every bucket up to `max_batch` rows."""
@@ -92,6 +108,7 @@ def load_bundle(
     num_threads: int | None,
     alpha: float | None,
     flow: str,
+    gpu_mem_limit: int | None,
     preprocess: str,
     image_threads: int | None,
     expected_digest: str | None = None,
@@ -106,8 +123,20 @@ def load_bundle(
         if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
             bundle.check_file(path, manifest, name)
 
+    fallbacks: list[tuple[int, str]] = []
+
+    graphs_on = graph_device(manifest.precision, device)
+
     def create(model: bytes, name: str, card: Device | None = None) -> Session:
-        return create_row_session(model, name, device=device, num_threads=num_threads, card=card)
+        return create_row_session(
+            model,
+            name,
+            device=graphs_on,
+            num_threads=num_threads,
+            card=card,
+            gpu_mem_limit=gpu_mem_limit,
+            fallbacks=fallbacks,
+        )
 
     head = Head.load(path, manifest, create, device=device, flow=flow)
     # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
@@ -124,7 +153,13 @@ def load_bundle(
         "bundle": os.fspath(path),
         "digest": digest,
         "device": device,
+        "device_fallback": fallbacks[0][1] if fallbacks else None,
         "num_threads": num_threads,
+        "gpu_mem_limit": gpu_mem_limit,
         "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
     }
-    return Loaded(manifest, head, encoder, origin)
+    loaded = Loaded(manifest, head, encoder, origin)
+    for level, reason in fallbacks[:1]:
+        _log.log(level, "device='auto' came down to the CPU: %s", reason)
+    _log.info("loaded %s: %s", origin["bundle"], loaded.where())
+    return loaded

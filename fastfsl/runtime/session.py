@@ -7,6 +7,7 @@ which would retry on the CPU and print to stdout, is switched off.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from fastfsl.bundle.onnx_graph import check_graph_file
 from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError
+from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.row_parallel import RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
@@ -34,9 +36,17 @@ MAX_THREADS = 1024
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+# Searching the fastest convolution exhaustively costs seconds for every new shape; memory is taken as it is needed.
+_CUDA_OPTIONS = {
+    "device_id": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 # The first release in which the option was seen; older ones ignore it and would spin without bound.
 _SPIN_DURATION_SINCE = (1, 31)
 _ADVICE = "run `fastfsl doctor` to see what is missing, or choose device='cpu'"
+
+_log = logging.getLogger("fastfsl.runtime")
 
 
 class Node(Protocol):
@@ -72,7 +82,15 @@ class Session(Protocol):
 
 
 def create_session(
-    model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None, card: Device | None = None
+    model: bytes,
+    name: str,
+    *,
+    device: str = "auto",
+    num_threads: int | None = None,
+    card: Device | None = None,
+    gpu_mem_limit: int | None = None,
+    in_buckets: bool = False,
+    fallbacks: list[tuple[int, str]] | None = None,
 ) -> Session:
     """A session on the device asked for.
 
@@ -84,6 +102,9 @@ def create_session(
         device: "cpu"; "cuda", which fails if the session is not on it; "auto", CUDA where it really comes up.
         num_threads: threads of one operator on the CPU; None uses all this process may use.
         card: if the session comes up on CUDA, it works on this card's stream and is a `CudaSession`.
+        gpu_mem_limit: bytes that ONNX Runtime may take on the card for this graph; None: all there are.
+        in_buckets: if the session comes up on CUDA without `card`, it is a `BucketSession`, by CUDA graphs if it can.
+        fallbacks: gets, for "auto", why the session is on the CPU, and how urgently a log should say so.
 
     Raises:
         ConfigError: an option is out of range, or onnxruntime is not installed.
@@ -96,43 +117,53 @@ def create_session(
         check_count("num_threads", num_threads)
         if num_threads > MAX_THREADS:
             raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
+    check_memory_limit(gpu_mem_limit, device)
     onnxruntime = load_onnxruntime()
     check_graph_file(model, name)
     threads = default_threads() if num_threads is None else num_threads
-    if device == "cpu" or (device == "auto" and _CUDA not in onnxruntime.get_available_providers()):
+    if device == "cpu":
         return _create(onnxruntime, model, name, [_CPU], threads)
-    if _CUDA not in onnxruntime.get_available_providers():
-        raise DeviceError(
-            "device='cuda': the installed onnxruntime has no CUDA; pip uninstall onnxruntime, then "
-            f"pip install 'fastfsl[gpu]'; {_ADVICE}"
-        )
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed beside onnxruntime-gpu
-    cuda = _CUDA if card is None else (_CUDA, {"device_id": "0", "user_compute_stream": str(card.stream)})
     try:
-        session = _create(onnxruntime, model, name, [cuda, _CPU], threads)
-    except BundleError as error:
-        # Without a usable GPU the provider may also refuse to start; on the CPU the same model tells which it was.
+        return _create_on_cuda(onnxruntime, model, name, threads, card, gpu_mem_limit, in_buckets=in_buckets)
+    except DeviceError as error:
         if device == "cuda":
             raise DeviceError(f"device='cuda': {error}; {_ADVICE}") from error
+        if fallbacks is not None:
+            # Of a build for the CPU one expects nothing else; a card that goes unused is worth a word.
+            built = _CUDA in onnxruntime.get_available_providers()
+            fallbacks.append((logging.WARNING if built else logging.INFO, str(error)))
         return _create(onnxruntime, model, name, [_CPU], threads)
-    if device == "cuda" and _CUDA not in session.get_providers():
-        raise DeviceError(f"device='cuda': {name} came up on {session.get_providers()} only; {_ADVICE}")
-    return session if card is None or _CUDA not in session.get_providers() else CudaSession(session, card)
 
 
 def create_row_session(
-    model: bytes, name: str, *, device: str = "auto", num_threads: int | None = None, card: Device | None = None
+    model: bytes,
+    name: str,
+    *,
+    device: str = "auto",
+    num_threads: int | None = None,
+    card: Device | None = None,
+    gpu_mem_limit: int | None = None,
+    fallbacks: list[tuple[int, str]] | None = None,
 ) -> Session:
-    """As `create_session`, for a graph that may get many rows: on the CPU each thread then takes its own rows.
+    """As `create_session`, for a graph that may get many rows.
 
-    That holds the graph's weights twice, so it is done for graphs up to `MAX_TWICE_BYTES`.
+    On CUDA it computes in buckets of rows. On the CPU each thread takes its own rows; that holds the graph's weights
+    twice, so it is done for graphs up to `MAX_TWICE_BYTES`.
     """
-    shared = create_session(model, name, device=device, num_threads=num_threads, card=card)
+    shared = create_session(
+        model,
+        name,
+        device=device,
+        num_threads=num_threads,
+        card=card,
+        gpu_mem_limit=gpu_mem_limit,
+        in_buckets=True,
+        fallbacks=fallbacks,
+    )
     threads = available_cpus() if num_threads is None else num_threads
     if threads == 1 or len(model) > MAX_TWICE_BYTES or shared.get_providers() != [_CPU]:
         return shared
-    return RowParallelSession(shared, create_session(model, name, device="cpu", num_threads=1), threads)
+    return RowParallelSession(shared, _create(load_onnxruntime(), model, name, [_CPU], 1), threads)
 
 
 def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -199,6 +230,19 @@ def check_count(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
 
 
+def check_memory_limit(gpu_mem_limit: object, device: str) -> None:
+    """Refuse a limit of the card's memory that is no whole number of bytes, or that nothing will obey.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if gpu_mem_limit is None:
+        return
+    check_count("gpu_mem_limit", gpu_mem_limit)
+    if device == "cpu":
+        raise ConfigError("gpu_mem_limit is for device='cuda' or 'auto'; leave it out")
+
+
 def load_onnxruntime() -> ModuleType:
     """The onnxruntime module, when exactly one distribution of it is installed.
 
@@ -232,6 +276,55 @@ def installed_onnxruntimes() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _create_on_cuda(
+    onnxruntime: ModuleType,
+    model: bytes,
+    name: str,
+    threads: int,
+    card: Device | None,
+    gpu_mem_limit: int | None,
+    *,
+    in_buckets: bool,
+) -> Session:
+    """A session that is on CUDA.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            "the installed onnxruntime has no CUDA; pip uninstall onnxruntime, then pip install 'fastfsl[gpu]'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed beside onnxruntime-gpu
+    options = dict(_CUDA_OPTIONS)
+    if gpu_mem_limit is not None:
+        options["gpu_mem_limit"] = str(gpu_mem_limit)
+    if card is not None:
+        options["user_compute_stream"] = str(card.stream)
+    refused = None
+    if in_buckets and card is None:
+        try:
+            session = _create(onnxruntime, model, name, [(_CUDA, {**options, "enable_cuda_graph": "1"}), _CPU], threads)
+            if _CUDA in session.get_providers():
+                return BucketSession(session, onnxruntime)
+        except BundleError as error:  # a graph with parts on the CPU cannot be captured
+            refused = str(error)
+    try:
+        session = _create(onnxruntime, model, name, [(_CUDA, options), _CPU], threads)
+    except BundleError as error:
+        # Without a usable GPU the provider may also refuse to start; on the CPU the same model tells which it was.
+        raise DeviceError(str(error)) from error
+    if _CUDA not in session.get_providers():
+        raise DeviceError(f"{name} came up on {session.get_providers()} only: onnxruntime cannot use the GPU here")
+    if card is not None:
+        return CudaSession(session, card)
+    if refused is None:
+        return session
+    _log.warning("no CUDA graphs: %s", refused)
+    return BucketSession(session, onnxruntime, refused)
 
 
 def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[Any], threads: int) -> Session:

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from fastfsl.bundle import Readout, read_manifest
@@ -20,8 +19,8 @@ from fastfsl.runtime import session as session_module
 from tests.runtime.compiled_bundle import CLASSES, DIM, random_flow, write_compiled
 from tests.runtime.fake_driver import FakeDriver, Result
 from tests.runtime.fake_kernels import by_equation, interpreted
+from tests.runtime.fake_onnxruntime import CPU, CUDA, CudaOnnxruntime, Session
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 FEATURES = np.random.default_rng(5).normal(size=(5, DIM))
 
 
@@ -60,7 +59,9 @@ def _load(path, **options) -> Classifier:
 
 
 def _messages(caplog) -> list[tuple[int, str]]:
-    return [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "fastfsl.runtime"]
+    """Of the flow; what is said of every load is left out."""
+    said = [(record.levelno, record.getMessage()) for record in caplog.records if record.name == "fastfsl.runtime"]
+    return [(level, message) for level, message in said if "computes the flow" in message]
 
 
 @pytest.mark.parametrize(("flow_option", "kernels"), [("auto", interpreted), ("compiled", by_equation)])
@@ -182,43 +183,30 @@ def test_a_card_that_fails_later_hands_over(path, driver, caplog, photos):
         required.transport(FEATURES)
 
 
-class CudaOnnxruntime:
-    """An onnxruntime whose CUDA is the CPU: sessions come up where they are asked to, on the stream they are given."""
-
-    __version__ = onnxruntime.__version__
-    SessionOptions = onnxruntime.SessionOptions
+class OnTheStream(CudaOnnxruntime):
+    """Sessions come up on the stream they are given."""
 
     def __init__(self, driver) -> None:
+        super().__init__()
         self.driver = driver
         self.on_the_stream: list[bool] = []
         self.bound = 0
 
-    def get_available_providers(self):
-        return [CUDA, CPU]
-
-    def InferenceSession(self, model, options, providers, enable_fallback):  # noqa: N802 - onnxruntime's name
-        (name, settings) = providers[0] if isinstance(providers[0], tuple) else (providers[0], {})
-        real = onnxruntime.InferenceSession(model, options, providers=[CPU], enable_fallback=enable_fallback)
-        if name != CUDA:
-            return real
+    def session(self, real, settings) -> Session:
         self.on_the_stream.append("user_compute_stream" in settings)
-        if settings:
-            assert settings["device_id"] == "0"
-            assert self.driver.is_stream(int(settings["user_compute_stream"]))
-        return CudaInferenceSession(real, self)
+        assert settings["device_id"] == "0"
+        if not self.on_the_stream[-1]:
+            return super().session(real, settings)
+        assert self.driver.is_stream(int(settings["user_compute_stream"]))
+        return StreamSession(real, settings, self)
 
 
-class CudaInferenceSession:
+class StreamSession(Session):
     """One of them."""
 
-    def __init__(self, real, module) -> None:
-        self._real, self._module = real, module
-
-    def __getattr__(self, name):
-        return getattr(self._real, name)
-
-    def get_providers(self):
-        return [CUDA, CPU]
+    def __init__(self, real, settings, module) -> None:
+        super().__init__(real, settings)
+        self._module = module
 
     def io_binding(self):
         binding, module = self._real.io_binding(), self._module
@@ -233,15 +221,15 @@ class CudaInferenceSession:
         binding.bind_output = bind_output
         return binding
 
-    def run_with_iobinding(self, binding):
+    def run_with_iobinding(self, binding, options=None):
         assert self._module.driver.stack()
         self._module.driver.flush()  # what is on the stream comes first
         self._real.run_with_iobinding(binding)
 
 
 @pytest.fixture
-def cuda(driver, monkeypatch) -> CudaOnnxruntime:
-    module = CudaOnnxruntime(driver)
+def cuda(driver, monkeypatch) -> OnTheStream:
+    module = OnTheStream(driver)
     monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)
     return module
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import re
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastfsl.errors import ConfigError, DeviceError
+from fastfsl.runtime import Classifier
 from fastfsl.runtime import session as session_module
 from fastfsl.runtime.probe import SQUARE_MODEL, probe
 from fastfsl.runtime.session import create_session, installed_onnxruntimes, load_onnxruntime
@@ -39,10 +42,11 @@ class FakeOnnxruntime:
 
     def InferenceSession(self, model, options, providers, enable_fallback):  # noqa: N802 - onnxruntime's name
         assert enable_fallback == 0
-        self.asked.append(providers)
-        if self.raises and CUDA in providers:
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        self.asked.append(names)
+        if self.raises and CUDA in names:
             raise RuntimeError(self.raises)
-        return SimpleNamespace(get_providers=lambda: self.comes_up if CUDA in providers else [CPU])
+        return SimpleNamespace(get_providers=lambda: self.comes_up if CUDA in names else [CPU])
 
 
 @pytest.fixture
@@ -174,3 +178,49 @@ def test_a_provider_that_computes_wrongly_is_not_usable(monkeypatch):
     crashing = SimpleNamespace(run=lambda *_: 1 / 0)
     monkeypatch.setattr("fastfsl.runtime.probe.create_session", lambda *_, **__: crashing)
     assert "ZeroDivisionError" in str(probe("cuda").error)
+
+
+@pytest.mark.parametrize(
+    ("comes_up", "raises", "level", "reason"),
+    [
+        ([CPU], None, logging.WARNING, r"came up on \['CPUExecutionProvider'\] only"),
+        ([CUDA, CPU], "libcublasLt.so.12: cannot open shared object", logging.WARNING, "libcublasLt"),
+        (None, None, logging.INFO, "has no CUDA; pip uninstall onnxruntime"),
+    ],
+    ids=["GPU build, silent", "GPU build without libraries", "CPU build"],
+)
+def test_a_classifier_on_auto_says_that_it_fell_back_and_on_cuda_refuses(
+    bundle_dir, monkeypatch, caplog, comes_up, raises, level, reason
+):
+    if comes_up is not None:
+        real = onnxruntime.InferenceSession
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+
+        def create(model, options, providers, enable_fallback):
+            if providers != [CPU] and raises:
+                raise RuntimeError(raises)
+            return real(model, options, providers=[CPU], enable_fallback=enable_fallback)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    else:
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    with caplog.at_level(logging.INFO, "fastfsl.runtime"), Classifier.load(bundle_dir, num_threads=1) as classifier:
+        described = classifier.describe()
+    assert re.search(reason, described["device_fallback"])
+    assert described["providers"] == {"visual": [CPU], "flow": [CPU]}
+    told = [record for record in caplog.records if "came down to the CPU" in record.message]
+    assert [record.levelno for record in told] == [level]
+    assert re.search(reason, told[0].message)
+    assert f"loaded {bundle_dir}: visual on CPUExecutionProvider, flow on CPUExecutionProvider" in caplog.text
+    with pytest.raises(DeviceError, match=rf"^device='cuda': .*{reason}.*fastfsl doctor.*device='cpu'"):
+        Classifier.load(bundle_dir, device="cuda", num_threads=1)
+    with Classifier.load(bundle_dir, device="cpu", num_threads=1) as classifier:
+        assert classifier.describe()["device_fallback"] is None
+
+
+def test_a_classifier_refuses_both_distributions(bundle_dir, monkeypatch):
+    _distributions(monkeypatch, {"onnxruntime", "onnxruntime-gpu"})
+    for device in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match="overwrite each other's files; pip uninstall"):
+            Classifier.load(bundle_dir, device=device)
