@@ -28,7 +28,9 @@ def bench_sections(document: dict[str, Any]) -> list[Section]:
         "flow steps": described["num_steps"],
         "inputs": f"{document['inputs']}, {document['num_inputs']}",
     }
-    memory = {name: value / 1e6 for name, value in document["memory"].items() if value is not None}
+    memory = {
+        name.removesuffix("_bytes"): value / 1e6 for name, value in document["memory"].items() if value is not None
+    }
     sizes = [(name, size / 1e6) for name, size in sorted(described["files"].items())]
     return [
         Section(
@@ -69,7 +71,13 @@ def throughput_figure(rows: list[dict[str, Any]]) -> Figure:
     best = max(rows, key=lambda row: float(row["images_per_second"]))
     values = tuple(row["images_per_second"] for row in rows)
     return Figure(
-        line_chart(_batches(rows), [Series("images a second", values)], x_label="batch", y_label="images/s"),
+        line_chart(
+            _batches(rows),
+            [Series("images a second", values)],
+            x_label="batch",
+            y_label="images/s",
+            limits=(0, best["images_per_second"]),
+        ),
         f"Throughput: at most {best['images_per_second']:.1f} images a second, at batch {best['batch']}",
         "Images a second against the batch size, one call after the other.",
         Table(("batch", "images/s"), [(row["batch"], row["images_per_second"]) for row in rows]),

@@ -45,13 +45,13 @@ def line_chart(
         y_label: beside it.
         log: the values, all above 0, on a logarithmic axis.
         marked: a position to be marked, such as the one that was chosen.
-        limits: lowest and highest value of the axis; None: those that the values want.
+        limits: values that the axis has to reach; None: the lowest and the highest there is.
     """
     rows = -(-len(series) // _LEGEND_COLUMNS)
     drawing = Drawing(_WIDTH, _HEIGHT + _LEGEND_ROW * rows)
     values = [value for line in series for value in line.values if value is not None]
     ticks = log_ticks(min(values), max(values)) if log else linear_ticks(*(limits or (min(values), max(values))))
-    low, high = (ticks[0], ticks[-1]) if limits is None or log else limits
+    low, high = ticks[0], ticks[-1]
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
 
     def x_of(position: int) -> float:

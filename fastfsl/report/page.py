@@ -21,11 +21,12 @@ _STYLE = """
 @media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--quiet:#444;--fill:#0072b2;--stripe:#fff;%(light)s}
 figure,tr{break-inside:avoid}h2{break-after:avoid}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:52rem;margin:0 auto;
-padding:1rem;overflow-wrap:anywhere}
+padding:1rem;overflow-wrap:break-word}
 h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.2rem;margin-top:2rem}
 figure{margin:1rem 0}figcaption,caption,footer{color:var(--quiet);font-size:.9rem;text-align:left}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:.25rem .6rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--faint)}
+td{overflow-wrap:anywhere;min-width:3em}thead th{white-space:nowrap}
 td.n,th.n{text-align:right}tbody tr:nth-child(even){background:var(--stripe)}tbody th{font-weight:600}
 svg{width:100%%;height:auto;display:block}svg text{fill:var(--ink);font:12px system-ui,sans-serif;unicode-bidi:isolate}
 svg .label{fill:var(--quiet)}svg .over{fill:var(--paper)}.grid{stroke:var(--faint)}.axis{stroke:var(--quiet)}
