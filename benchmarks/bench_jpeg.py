@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def bench_jpeg_to_class(benchmark, record, encoder, photos, tmp_path):
 
 def bench_fast_preprocessing(benchmark, record, encoder, photos):
     """Time for one image on one thread, and what is left of its embedding in fp32."""
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def all_sizes():
         own = [path.read_bytes() for path in photos[:: max(1, len(photos) // 64)]]

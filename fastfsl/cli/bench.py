@@ -162,7 +162,7 @@ def _inputs(manifest: "Manifest", images: Path | None, folder: Path, count: int)
     if images is None:
         paths = make_images(folder, min(count, _MAX_IMAGES))
     else:
-        from fastfsl.cli.predict import find_images
+        from fastfsl.cli.image_inputs import find_images
 
         paths = find_images([images])[: max(count, _MAX_IMAGES)]
     return [str(paths[index % len(paths)].absolute()) for index in range(max(count, len(paths)))]

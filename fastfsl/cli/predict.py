@@ -1,38 +1,73 @@
-"""`fastfsl predict`: classify image files with a bundle."""
+"""`fastfsl predict`: classify image files with a bundle, a few to the screen or any number to a file."""
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
 
+from fastfsl.cli.bulk import BulkOutput, Counts, classify, row_of
+from fastfsl.cli.image_inputs import STDIN, listed_images, walk_images
 from fastfsl.cli.options import Alpha, ExpectedDigest
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
 from fastfsl.cli.progress import reporting
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastfsl.runtime import Prediction
+    from collections.abc import Iterable
+
+    from fastfsl.runtime import Classifier, Prediction
 
 # Images between two updates of the progress bar.
-_CHUNK = 64
+_STEP = 32
 # Longer paths push their classes to the right instead of everybody's.
 _MAX_PATH_COLUMN = 60
+_UNREADABLE, _INTERRUPTED = 1, 130
 
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by `fastfsl export`.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders: every image below them.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or folders: every image below them, in natural order.")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="File with one image path a line; - is the standard input.")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Classes to show for each image.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(help="Write any number of images to FILE.jsonl or FILE.parquet, not to the screen.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue what an interrupted run left in OUTPUT.partial, or begin.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output and what an interrupted run left.")
+    ] = False,
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda. auto takes the GPU where it really comes up.")
     ] = "auto",
     on_error: Annotated[
-        str, typer.Option(help="raise: stop at an unreadable image. mark: report it in its place and go on.")
-    ] = "raise",
+        str | None,
+        typer.Option(
+            help="raise: stop at an unreadable image. mark: report it in its place and go on.  "
+            "[default: raise, with --output mark]"
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with exit code 1 if an image was marked as unreadable.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images computed at once, at most.")] = 32,
     num_threads: Annotated[
         int | None, typer.Option(help="CPU threads of one operator.  [default: what this process may use]")
     ] = None,
+    image_threads: Annotated[
+        int | None, typer.Option(help="Threads that decode images.  [default: one a processor, up to 8]")
+    ] = None,
+    preprocess: Annotated[
+        str,
+        typer.Option(help="exact: open_clip's pixels, bit for bit. fast: large JPEGs are decoded at a fraction."),
+    ] = "exact",
     alpha: Alpha = None,
     flow: Annotated[
         str,
@@ -44,74 +79,119 @@ def predict(
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
 
     An image whose best class is less probable than the bundle's threshold, where it has one, is none of these.
+
+    With --output each image becomes one row: input, labels, probabilities and known, or input and error. The file
+    appears under its name when it is complete; until then its rows are in OUTPUT.partial, where --resume continues
+    them with the same bundle, options and images.
     """
     from fastfsl.runtime import Classifier
 
-    if on_error not in ("raise", "mark"):
+    if on_error not in (None, "raise", "mark"):
         raise ConfigError(f"--on-error must be raise or mark, got {on_error!r}")
-    mode: Literal["raise", "mark"] = "mark" if on_error == "mark" else "raise"
+    mode: Literal["raise", "mark"] = "mark" if on_error == "mark" or (output and on_error is None) else "raise"
+    if not images and listed is None:
+        raise ConfigError("expected images: files, folders, or --list FILE")
+    if output is None and (resume or force):
+        raise ConfigError("--resume and --force are about an --output: name one")
+    target = None if output is None else BulkOutput(output, resume=resume, force=force)
+    if target is not None and target.complete and resume:
+        warn(f"{output} is complete: nothing to resume")
+        return
     with stdout_kept_clean():
         classifier = Classifier.load(
-            bundle, device=device, num_threads=num_threads, alpha=alpha, flow=flow, expected_digest=expected_digest
+            bundle,
+            device=device,
+            num_threads=num_threads,
+            max_batch=batch,
+            alpha=alpha,
+            flow=flow,
+            preprocess=preprocess,
+            image_threads=image_threads,
+            expected_digest=expected_digest,
         )
-    files = find_images(images)
+    about = _about(bundle, classifier)
+    paths = images or []
+    if target is None:
+        files = [*walk_images(paths), *(listed_images(listed) if listed else ())]
+        failed = _to_screen(classifier, files, top_k, mode, about if as_json else None)
+        count = len(files)
+    else:
+        total = None if listed == STDIN else sum(1 for _ in _all(paths, listed))
+        settings = {"digest": about["digest"], "top_k": top_k, "batch": batch, "preprocess": preprocess, "alpha": alpha}
+        counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)
+        count, failed = counts.images, counts.errors
+        _summary(target.path, counts, about if as_json else None)
+    if failed:
+        warn(f"{failed} of {count} images could not be read")
+        if strict:
+            raise typer.Exit(_UNREADABLE)
+
+
+def _all(paths: list[Path], listed: Path | None) -> "Iterable[Path]":
+    return chain(walk_images(paths), listed_images(listed) if listed else ())
+
+
+def _about(bundle: Path, classifier: "Classifier") -> dict[str, Any]:
+    described = classifier.describe()
+    return {"bundle": str(bundle), **{key: described[key] for key in ("digest", "providers", "flow", "preprocess")}}
+
+
+def _to_screen(
+    classifier: "Classifier",
+    files: list[Path],
+    top_k: int,
+    mode: Literal["raise", "mark"],
+    document: dict[str, Any] | None,
+) -> int:
+    """Classify and print, as one JSON document if there is one to begin with; returns how many could not be read."""
     predictions: list[Prediction] = []
     with reporting() as reporter:
-        for start in range(0, len(files), _CHUNK):
-            chunk = files[start : start + _CHUNK]
-            predictions += classifier.predict(chunk, top_k=top_k, on_error=mode)
-            reporter.stage("classifying", len(predictions), len(files))
-
-    failed = sum(prediction.error is not None for prediction in predictions)
-    if failed:
-        warn(f"{failed} of {len(files)} images could not be read")
-    if as_json:
-        rows = [_row(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
-        described = classifier.describe()
-        about = {"bundle": str(bundle), "providers": described["providers"], "flow": described["flow"]}
-        print_json({**about, "predictions": rows})
+        for prediction in classifier.stream(files, top_k=top_k, on_error=mode):
+            predictions.append(prediction)
+            if len(predictions) % _STEP == 0:
+                reporter.stage("classifying", len(predictions), len(files))
+    if document is not None:
+        rows = [row_of(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
+        print_json({**document, "predictions": rows})
     else:
         width = min(max((len(str(file)) for file in files), default=0), _MAX_PATH_COLUMN)
         for file, prediction in zip(files, predictions, strict=True):
             stdout().print(_line(file, prediction, width), soft_wrap=True)
+    return sum(prediction.error is not None for prediction in predictions)
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """Files as they are, and of each folder every visible image file below it, in natural order.
-
-    Raises:
-        DataError: a path does not exist, or a folder holds no image.
-    """
-    from fastfsl.data.folder import IMAGE_EXTENSIONS
-    from fastfsl.data.natural_order import natural_key
-
-    files: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)  # the reader says what is wrong with it, if anything
-            continue
-        found = [
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_EXTENSIONS
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        ]
-        if not found:
-            raise DataError(f"{path}: no image in this folder; expected files such as .jpg or .png")
-        files += sorted(found, key=lambda file: natural_key(file.as_posix()))
-    return files
+def _to_file(
+    classifier: "Classifier",
+    target: BulkOutput,
+    files: "Iterable[Path]",
+    total: int | None,
+    settings: dict[str, Any],
+    mode: Literal["raise", "mark"],
+) -> Counts:
+    try:
+        with reporting() as reporter, target.rows(settings, settings["batch"]) as rows:
+            return classify(
+                classifier,
+                files,
+                rows,
+                top_k=settings["top_k"],
+                on_error=mode,
+                progress=lambda done: reporter.stage("classifying", done, total),
+            )
+    except KeyboardInterrupt as error:
+        warn(f"interrupted; {target.partial} holds the rows so far: --resume continues them")
+        raise typer.Exit(_INTERRUPTED) from error
 
 
-def _row(file: Path, prediction: "Prediction") -> dict[str, Any]:
-    if prediction.error is not None:
-        return {"input": str(file), "error": prediction.error}
-    return {
-        "input": str(file),
-        "labels": list(prediction.labels),
-        "probabilities": list(prediction.probabilities),
-        "known": prediction.known,
-    }
+def _summary(output: Path, counts: Counts, document: dict[str, Any] | None) -> None:
+    rate = round(counts.rate, 1)
+    if document is not None:
+        figures = {"images": counts.images, "errors": counts.errors, "resumed_after": counts.kept}
+        seconds = round(counts.seconds, 3)
+        print_json({**document, "output": str(output), **figures, "seconds": seconds, "images_per_second": rate})
+        return
+    kept = f", {counts.kept} of them before" if counts.kept else ""
+    stdout().print(f"{output}: {counts.images} images{kept}, {rate:g} a second", soft_wrap=True, markup=False)
 
 
 def _line(file: Path, prediction: "Prediction", width: int) -> Text:

@@ -21,8 +21,8 @@ class ProgressReporter:
         self._overall = overall
         self._tasks: dict[str, TaskID] = {}
 
-    def stage(self, name: str, done: int, total: int) -> None:
-        """`done` of `total` units of the stage `name` are finished."""
+    def stage(self, name: str, done: int, total: int | None) -> None:
+        """`done` of `total` units of the stage `name` are finished; None: nobody knows of how many."""
         bar = name if self._overall in {None, name} else "parts"
         if bar not in self._tasks:
             self._tasks[bar] = self._progress.add_task(name, total=total)
