@@ -41,6 +41,8 @@ class _PlainAttention(nn.Module):
         heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1)]
         if attn_mask is not None and attn_mask.dtype == torch.bool:  # True forbids here, and allows there
             attn_mask = ~attn_mask
+        if attn_mask is not None and attn_mask.ndim == 3:  # one for each head of each sample, as CoCa's text tower has
+            attn_mask = attn_mask.unflatten(0, (-1, attention.num_heads))
         mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask)
         projected: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return projected, None
