@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parent
 RESULTS, PAGE = ROOT / "results", ROOT / "report.html"
 # Of trainings, and of cards.
 LEFT_OUT = ("compare_", "flow_options", "gpu_", "mps_step", "step_selection", "training", "tuning_")
-_FLOW, _BUNDLE = "flow_graph_batch_", "bundle"
+_FLOW_SIDES = {
+    "plain_ms": "torch eager",
+    "exported_ms": "the bundle's graph",
+    "products_ms": "its matrix products alone",
+}
+_FLOW, _IMAGE, _BUNDLE = "flow_graph_batch_", "image_to_class_batch_", "bundle"
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
@@ -38,24 +43,35 @@ def _sections(found: dict[str, dict[str, Any]]) -> Iterator[Section]:
         plots: list[Part] = [latency_figure(result["rows"]), throughput_figure(result["rows"])]
         rest = {name: value for name, value in result.items() if name not in ("rows", "stages")}
         yield Section("The demo's bundle", [*plots, *stage_figures(result["stages"], result["rows"]), *_parts(rest)])
-    flow = sorted((found.pop(name) for name in list(found) if name.startswith(_FLOW)), key=lambda row: row["batch"])
+    image, flow = (_by_batch(found, prefix) for prefix in (_IMAGE, _FLOW))
+    if image:
+        times = {name: [row["ms"].get(name) for row in image] for name in image[0]["ms"]}
+        about = {name: value for name, value in image[-1].items() if name not in ("what", "batch", "ms")}
+        yield Section("From pixels to a class", [_batches_figure(image, times), *_parts(about)])
     if flow:
-        yield Section("The flow alone", [_flow_figure(flow), *_parts({"made_with": flow[0]["made_with"]})])
+        times = {name: [row.get(key) for row in flow] for key, name in _FLOW_SIDES.items()}
+        about = {"times faster": [row["speed_up"] for row in flow], "made_with": flow[0]["made_with"]}
+        yield Section("The flow alone", [_batches_figure(flow, times), *_parts(about)])
     for name, result in found.items():
         yield Section(name.replace("_", " "), _parts(result))
 
 
-def _flow_figure(rows: list[dict[str, Any]]) -> Figure:
-    sides = {"plain_ms": "torch eager", "exported_ms": "the bundle's graph", "products_ms": "its products alone"}
-    series = [Series(name, tuple(row.get(key) for row in rows)) for key, name in sides.items()]
-    last = rows[-1]
+def _by_batch(found: dict[str, dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """Takes the results of one benchmark out of all, by ascending batch."""
+    return sorted((found.pop(name) for name in list(found) if name.startswith(prefix)), key=lambda row: row["batch"])
+
+
+def _batches_figure(rows: list[dict[str, Any]], times: dict[str, list[float | None]]) -> Figure:
+    """Milliseconds a call of each side against the batch size."""
+    series = [Series(name, tuple(values)) for name, values in times.items()]
+    last = ", ".join(f"{name} {values[-1]} ms" for name, values in times.items())
     return Figure(
         line_chart([str(row["batch"]) for row in rows], series, x_label="batch", y_label="ms a call", log=True),
-        f"At batch {last['batch']} the graph takes {last['exported_ms']:.1f} ms, torch eager {last['plain_ms']:.1f} ms",
+        f"At batch {rows[-1]['batch']}: {last}",
         rows[0]["what"],
         Table(
-            ("batch", *(f"{name}, ms" for name in sides.values()), "times faster"),
-            [(row["batch"], *(row.get(key) for key in sides), row["speed_up"]) for row in rows],
+            ("batch", *(f"{name}, ms" for name in times)),
+            [(row["batch"], *(values[index] for values in times.values())) for index, row in enumerate(rows)],
         ),
     )
 

@@ -61,14 +61,35 @@ def bundle_table() -> str:
         f"{row['images_per_second']:.0f} |"
         for row in result["rows"]
     )
-    imported, memory = _read("import"), _read("memory")
+    imported, start = _read("import")["times"], result["cold_start"]["beyond_onnxruntime_s"]
+    loaded, after = (_read("memory")[f"{name}_bytes"] / 1e6 for name in ("loaded", "after"))
     note = (
-        "The demo's bundle, from image files to classes. `import fastfsl.runtime` takes "
-        f"{imported['times']:.2f} times `import onnxruntime`;\nimport, load and first prediction take "
-        f"{result['cold_start']['beyond_onnxruntime_s']:.2f} s beyond the latter. "
-        f"{memory['loaded_bytes'] / 1e6:.0f} MB when loaded, {memory['after_bytes'] / 1e6:.0f} MB after 1000 predictions.\n{_device(result)}."
+        f"The demo's bundle, from image files to classes. `import fastfsl.runtime` takes {imported:.2f} times `import "
+        f"onnxruntime`;\nimport, load and first prediction take {start:.2f} s beyond the latter. {loaded:.0f} MB when "
+        f"loaded, {after:.0f} MB after 1000 predictions.\n{_device(result)}."
     )
     return "\n".join([*lines, "", note])
+
+
+def image_table() -> str:
+    """From decoded pixels to a class, beside torch."""
+    results = [_read(f"image_to_class_batch_{batch}") for batch in (1, 8, 32)]
+    sides = list(results[0]["ms"])
+    lines = [
+        f"From decoded pixels to a class: {results[0]['what'].partition(': ')[2]}, ms a batch:",
+        "",
+        "| batch | "
+        + " | ".join(sides)
+        + " | times faster, "
+        + ", ".join(results[0]["speed_up_over_torch_fp32"])
+        + " |",
+        "|---|" + "---|" * (len(sides) + 1),
+    ]
+    for row in results:
+        times = " | ".join(f"{row['ms'][side]:.1f}" for side in sides)
+        ratios = ", ".join(f"{value:.1f}" for value in row["speed_up_over_torch_fp32"].values())
+        lines.append(f"| {row['batch']} | {times} | {ratios} |")
+    return "\n".join([*lines, "", f"{_device(results[0])}."])
 
 
 def compare_table() -> str:
@@ -237,6 +258,7 @@ def with_tables(text: str) -> str:
         "compare": compare_table,
         "tuning": tuning_table,
         "flow": flow_table,
+        "image": image_table,
         "bundle": bundle_table,
         "gpu": gpu_table,
     }
