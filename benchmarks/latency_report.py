@@ -79,13 +79,22 @@ def _batches_figure(rows: list[dict[str, Any]], times: dict[str, list[float | No
 def _parts(result: dict[str, Any]) -> list[Part]:
     """What it is in words, its plain values, and each of its lists of rows as a table."""
     lists = {name: value for name, value in result.items() if _is_rows(value)}
-    plain = {name: value for name, value in result.items() if name not in lists and name != "what"}
+    plain = {name: value for name, value in result.items() if name not in (*lists, "what", "made_with")}
     parts: list[Part] = [result["what"]] if "what" in result else []
     for name, rows in lists.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[_cell(row.get(key)) for key in columns] for row in rows]
         parts.append(Table(tuple(column.replace("_", " ") for column in columns), cells, name))
-    return [*parts, Table(("", ""), field_words(plain))] if plain else parts
+    if plain:
+        parts.append(Table(("", ""), field_words(plain)))
+    return [*parts, _origin(result["made_with"])]
+
+
+def _origin(made: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return (
+        f"{made['command']}. {made['device']}, Python {made['python']}, {versions}; {made['commit']}, {made['date']}."
+    )
 
 
 def _is_rows(value: object) -> bool:
