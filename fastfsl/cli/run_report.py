@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fastfsl.report import Part, Section
 
 REPORT_FILE = "report.html"
+# More than are drawn, few enough to be moved at once.
+_MAX_SAMPLES = 1000
 
 
 def write_run_report(path: Path, run: "Run") -> None:
@@ -114,6 +116,7 @@ def _held_out_parts(run: "Run") -> "list[Part]":
 
 
 def _flow_parts(run: "Run") -> "list[Part]":
+    import numpy as np
     import torch
 
     from fastfsl.errors import ConfigError
@@ -128,10 +131,14 @@ def _flow_parts(run: "Run") -> "list[Part]":
     plan, targets = deployed.plan, deployed.class_embeddings
     if run.support is None or plan is None or targets is None or plan.num_steps == 0:
         return []
+    features, labels = run.support.features, run.support.labels
+    if len(labels) > _MAX_SAMPLES:  # spread over them all: they may come class by class
+        spread = np.linspace(0, len(labels) - 1, _MAX_SAMPLES).astype(np.int64)
+        features, labels = features[spread], labels[spread]
     with torch.inference_mode():
-        states = plan_states(plan, torch.from_numpy(run.support.features), range(plan.num_steps + 1))
+        states = plan_states(plan, torch.from_numpy(features), range(plan.num_steps + 1))
         unit = [normalize(state).numpy() for state in states]
     return [
         "The training samples, not augmented, on their way. The flow has seen them; new ones may go less far.",
-        flow_map(unit, run.support.labels, targets, run.record.class_names),
+        flow_map(unit, labels, targets, run.record.class_names),
     ]

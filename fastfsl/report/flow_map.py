@@ -11,8 +11,6 @@ from fastfsl.report.svg import NUM_COLOURS, Drawing
 
 _WIDTH, _HEIGHT, _MARGIN, _LEGEND_ROW, _LEGEND_COLUMNS = 640, 460, 24, 20, 4
 _SAMPLES_A_CLASS = 12
-# The plane and the cosines are of this many samples at most.
-_MAX_SAMPLES = 1000
 
 
 def flow_map(
@@ -29,9 +27,6 @@ def flow_map(
         targets: where each class is sent to, unit length, (C, d) or (C, K, d) with K prototypes a class.
         class_names: by index.
     """
-    if len(labels) > _MAX_SAMPLES:  # spread over them all: they may come class by class
-        spread = np.linspace(0, len(labels) - 1, _MAX_SAMPLES).astype(np.int64)
-        states, labels = [state[spread] for state in states], labels[spread]
     ends = np.concatenate([states[0], states[-1]]).astype(np.float64)
     mean = ends.mean(axis=0)
     # The directions come from a symmetric matrix of d x d, and their signs are made the same on every machine.

@@ -78,6 +78,13 @@ def test_the_flow_is_drawn_in_the_space_of_its_unit_features(features):
     assert len(rows) == 5
 
 
+def test_of_many_samples_some_of_every_class_are_moved(features, monkeypatch):
+    run = trained(features, "fma", num_steps=2)
+    monkeypatch.setattr("fastfsl.cli.run_report._MAX_SAMPLES", 4)
+    figure = sections(run)["Features along the flow"][1]
+    assert figure.description.startswith("4 features of 3 classes")
+
+
 @pytest.mark.parametrize(("method", "params"), [("gda", {}), ("zero-shot", {}), ("fma", {"solver": "heun"})])
 def test_what_there_is_not_is_left_out(features, method, params):
     found = sections(trained(features, method, **params))
