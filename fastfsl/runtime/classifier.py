@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
 
 import numpy as np
 
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError
 from fastfsl.runtime.batcher import Batcher
 from fastfsl.runtime.class_adder import ClassAdder
-from fastfsl.runtime.feature_rows import feature_rows
+from fastfsl.runtime.engine import Engine
 from fastfsl.runtime.gate import Gate
-from fastfsl.runtime.head import Head
-from fastfsl.runtime.image_encoder import ImageEncoder
-from fastfsl.runtime.image_reader import image_items
 from fastfsl.runtime.loading import Loaded, load_bundle
 from fastfsl.runtime.metrics import Metric, Metrics
-from fastfsl.runtime.prediction import Prediction, rank, softmax
+from fastfsl.runtime.prediction import Prediction, softmax
 from fastfsl.runtime.session import check_count
 
 if TYPE_CHECKING:
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
     from fastfsl.runtime.asynchronous import AsyncBatcher
 
     Images = ImageSource | Iterable[ImageSource]
-
-# Embeddings computed at once: at 256 the weights are read once for many rows and the activations still fit in a cache.
-_ROWS_AT_ONCE = 256
 
 
 class Classifier:
@@ -46,6 +40,7 @@ class Classifier:
 
     def __init__(self, loaded: Loaded, *, max_batch: int, metrics: Metrics) -> None:
         self._loaded = loaded
+        self._engine = Engine(loaded, max_batch, metrics)
         self._metrics = metrics
         self._max_batch = max_batch
         # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
@@ -187,13 +182,14 @@ class Classifier:
         if on_error not in ("raise", "mark"):
             raise ConfigError(f"on_error must be 'raise' or 'mark', got {on_error!r}")
         with self._gate.call():
-            return self._stream(self._encoder(), self._head, images, top_k, mark=on_error == "mark")
+            _ = self._engine.encoder  # if there is none, it is said at once
+            return self._stream(self._engine.predictions(self._head, images, top_k, mark=on_error == "mark"))
 
     def probabilities(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
         with self._gate.call():
-            encoder, head = self._encoder(), self._head
-            parts = [softmax(self._image_logits(encoder, head, pixels)) for pixels in self._pixels(encoder, images)]
+            head = self._head
+            parts = [softmax(logits) for logits in self._engine.image_logits(head, images)]
             return _stack(parts, len(head.class_names))
 
     def embed(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -203,13 +199,7 @@ class Classifier:
         alpha * tuned + (1 - alpha) * frozen as it is, at most 1 long.
         """
         with self._gate.call():
-            encoder = self._encoder()
-            parts = []
-            for pixels in self._pixels(encoder, images):
-                with self._metrics.timed("encode"):
-                    parts.append(encoder.embed(pixels))
-                self._metrics.batch(len(pixels))
-            return _stack(parts, self._loaded.manifest.embed_dim)
+            return _stack(list(self._engine.embeddings(images)), self._engine.embed_dim)
 
     def batcher(
         self, *, max_batch: int | None = None, max_delay_ms: float = 2, max_queue: int = 1024, top_k: int = 5
@@ -242,7 +232,7 @@ class Classifier:
             )
         with self._gate.call():
             batcher = Batcher(
-                self._encoder().reader.submit,
+                self._engine.encoder.reader.submit,
                 self._answer,
                 max_batch=largest,
                 max_delay_ms=max_delay_ms,
@@ -281,22 +271,22 @@ class Classifier:
         """
         with self._gate.call():
             head = self._head
-            parts = [head.transport(rows) for rows in self._feature_parts(features)]
-            return _stack(parts, self._loaded.manifest.embed_dim)
+            parts = [head.transport(rows) for rows in self._engine.feature_parts(features)]
+            return _stack(parts, self._engine.embed_dim)
 
     def classify_features(self, features: Any, *, top_k: int = 5) -> list[Prediction]:  # noqa: ANN401 - any array-like
         """Classify embeddings; features and errors as for ``transport``, ``top_k`` as for ``predict``."""
         check_count("top_k", top_k)
         with self._gate.call():
-            head = self._head
-            parts = self._feature_logits(head, features)
-            return [prediction for logits in parts for prediction in _rank(head, logits, top_k)]
+            head, engine = self._head, self._engine
+            parts = [engine.ranked(head, logits, top_k) for logits in engine.feature_logits(head, features)]
+            return [prediction for part in parts for prediction in part]
 
     def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
         with self._gate.call():
             head = self._head
-            parts = [softmax(logits) for logits in self._feature_logits(head, features)]
+            parts = [softmax(logits) for logits in self._engine.feature_logits(head, features)]
             return _stack(parts, len(head.class_names))
 
     def add_class(self, name: str, prompts: Sequence[str] | None = None) -> None:
@@ -334,77 +324,25 @@ class Classifier:
         with self._gate.call():
             return {**self._loaded.describe(self._head), "max_batch": self._max_batch}
 
-    def _stream(
-        self, encoder: ImageEncoder, head: Head, images: Images, top_k: int, *, mark: bool
-    ) -> Iterator[Prediction]:
-        with closing(encoder.reader.batches(image_items(images), self._max_batch)) as batches:
+    def _stream(self, parts: Generator[list[Prediction], None, None]) -> Iterator[Prediction]:
+        """Within the gate for each batch, outside it for what the caller does in between."""
+        with closing(parts):
             while True:
                 with self._gate.call():
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
-                    pixels, errors = batch
-                    self._count(errors, mark=mark)
-                    ranked = iter(_rank(head, self._image_logits(encoder, head, pixels), top_k))
-                for error in errors:
-                    yield next(ranked) if error is None else Prediction((), (), error=str(error))
+                    part = next(parts, None)
+                if part is None:
+                    return
+                yield from part
 
     def _answer(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], top_k: int) -> list[Prediction]:
         with self._gate.call():
-            encoder, head = self._encoder(), self._head
-            return _rank(head, self._image_logits(encoder, head, pixels), top_k)
+            return self._engine.answer(self._head, pixels, top_k)
 
     def _release(self) -> None:
         if self._loaded.encoder is not None:
             self._loaded.encoder.reader.close(wait=False)  # the last call may end on one of its threads
         # Sessions and their executors end their threads when nobody refers to them any more.
-        del self._loaded, self._head, self._class_adder
-
-    def _encoder(self) -> ImageEncoder:
-        if self._loaded.encoder is None:
-            raise DataError(
-                "this bundle was trained on features and holds no image encoder; pass embeddings of the same encoder "
-                "to classify_features, feature_probabilities or transport"
-            )
-        return self._loaded.encoder
-
-    def _pixels(self, encoder: ImageEncoder, images: Images) -> Iterable[np.ndarray[Any, Any]]:
-        with closing(encoder.reader.batches(image_items(images), self._max_batch)) as batches:
-            for pixels, errors in batches:
-                self._count(errors)
-                yield pixels
-
-    def _count(self, errors: Sequence[Exception | None], *, mark: bool = False) -> None:
-        """Raise the first error of a batch, or, where they are marked, count them all."""
-        for error in errors:
-            if error is not None:
-                self._metrics.count("errors", kind=type(error).__name__)
-                if not mark:
-                    raise error
-
-    def _image_logits(self, encoder: ImageEncoder, head: Head, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if len(pixels) == 0:
-            return np.empty((0, len(head.class_names)), np.float32)
-        logits = head.image_logits(encoder, pixels, self._metrics)
-        self._metrics.batch(len(pixels))
-        return logits
-
-    def _feature_logits(self, head: Head, features: object) -> Iterator[np.ndarray[Any, Any]]:
-        for rows in self._feature_parts(features):
-            with self._metrics.timed("flow"):
-                logits = head.logits(rows)
-            yield logits
-
-    def _feature_parts(self, features: object) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        manifest, step = self._loaded.manifest, max(self._max_batch, _ROWS_AT_ONCE)
-        rows = feature_rows(
-            features, manifest.embed_dim, normalized=manifest.blend is None or manifest.blend["normalized"]
-        )
-        return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-
-def _rank(head: Head, logits: np.ndarray[Any, Any], top_k: int) -> list[Prediction]:
-    return rank(logits, head.class_names, top_k, threshold=head.threshold)
+        del self._loaded, self._engine, self._head, self._class_adder
 
 
 def _stack(parts: list[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
