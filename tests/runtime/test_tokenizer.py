@@ -1,34 +1,16 @@
 """The tokenizer's file is a stranger's, and its packages may be missing."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from fastfsl.errors import BundleError, ConfigError
 from fastfsl.runtime.tokenizer import Tokenizer
-
-TEXT = {"context_length": 4, "vocab_size": 5, "clean": "lower", "strip_id": None}
-
-
-def _data(**changes):
-    padding = {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
-    file = {
-        "version": "1.0",
-        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-        "padding": {**padding, "pad_type_id": 0, "pad_token": "[pad]"},
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {"[pad]": 0, "red": 1, "kite": 2, "?": 4}, "unk_token": "?"},
-    }
-    return json.dumps({**file, **changes}).encode()
+from tests.runtime.text_bundle import TEXT, tokenizer_json
 
 
 def _tokenizer(data=None, **text):
-    return Tokenizer(_data() if data is None else data, {**TEXT, **text}, Path("tokenizer.json"))
+    return Tokenizer(tokenizer_json() if data is None else data, {**TEXT, **text}, Path("tokenizer.json"))
 
 
 def test_texts_are_cut_and_padded():
@@ -42,9 +24,9 @@ def test_texts_are_cut_and_padded():
         (b"", "the tokenizer fails"),
         (b"\xff", "the tokenizer fails"),
         (b"[" * 100_000, "the tokenizer fails"),
-        (_data(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}), "the tokenizer fails"),
-        (_data(padding=None), "expected texts to be cut and padded to 4 ids, got 4 and None"),
-        (_data(truncation=None), "got None and 4"),
+        (tokenizer_json(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}), "the tokenizer fails"),
+        (tokenizer_json(padding=None), "expected texts to be cut and padded to 4 ids, got 4 and None"),
+        (tokenizer_json(truncation=None), "got None and 4"),
     ],
 )
 def test_a_file_that_is_no_such_tokenizer_is_refused(data, words):
@@ -58,7 +40,7 @@ def test_ids_that_the_model_does_not_have_are_refused():
     processor = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": []}
     broken = {**processor, "special_tokens": {"x": {"id": "x", "ids": [9], "tokens": ["x"]}}}
     with pytest.raises(BundleError):
-        _tokenizer(_data(post_processor=broken))(["red"])
+        _tokenizer(tokenizer_json(post_processor=broken))(["red"])
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "ftfy"])
