@@ -24,6 +24,8 @@ from fastfsl.runtime import Classifier
 
 BATCH, IMAGES, ROUNDS = 32, 64, 7
 SIDES = ("torch", "exact", "fast")
+# Threads of the graphs, and threads that decode.
+DIVISIONS = ((1, 1), (1, 2), (2, 1), (2, 2))
 # Short edges, in pixels: a photograph of a telephone, and the smallest that are decoded at 1/8, 1/4 and 1/2.
 LARGE = (3024, *(int(224 * MARGIN * scale) for scale in (8, 4, 2)))
 
@@ -38,10 +40,14 @@ def encoder() -> Encoder:
     return random_encoder()
 
 
-def bench_jpeg_to_class(benchmark, record, encoder, photos, tmp_path):
-    path = write_bundle(tmp_path / "int8", encoder)
+@pytest.fixture(scope="module")
+def int8_bundle(encoder, tmp_path_factory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "int8", encoder)
+
+
+def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos):
     files = [photos[index % len(photos)] for index in range(IMAGES)]
-    loaded = {mode: Classifier.load(path, device="cpu", preprocess=mode, max_batch=BATCH) for mode in SIDES[1:]}
+    loaded = {mode: Classifier.load(int8_bundle, device="cpu", preprocess=mode, max_batch=BATCH) for mode in SIDES[1:]}
     head = torch.from_numpy(np.random.default_rng(0).normal(size=(10, encoder.embed_dim)).astype(np.float32))
 
     def torch_side() -> np.ndarray:
@@ -88,6 +94,49 @@ def bench_jpeg_to_class(benchmark, record, encoder, photos, tmp_path):
     )
     assert min(cosines.values()) >= 0.99
     assert min(speedups.values()) >= 3
+
+
+def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatch):
+    """What two cores gain from reading ahead, and how many threads should decode."""
+    files = [photos[index % len(photos)] for index in range(IMAGES)]
+    sides = {
+        (session, images): Classifier.load(
+            int8_bundle, device="cpu", max_batch=BATCH // 2, num_threads=session, image_threads=images
+        )
+        for session, images in DIVISIONS
+    }
+    seconds: dict[tuple[int, int, int], list[float]] = {}
+
+    def all_rounds():
+        for side in sides.values():
+            side.predict(files)
+        for _ in range(ROUNDS):
+            for (session, images), side in sides.items():
+                for look_ahead in (0, 1):
+                    monkeypatch.setattr("fastfsl.runtime.image_reader.LOOK_AHEAD", look_ahead)
+                    start = time.perf_counter()
+                    side.predict(files)
+                    seconds.setdefault((session, images, look_ahead), []).append(time.perf_counter() - start)
+
+    benchmark.pedantic(all_rounds, rounds=1)
+    rate = {key: IMAGES / statistics.median(values) for key, values in seconds.items()}
+    record(
+        "image_threads",
+        {
+            "what": f"images a second from JPEG files, ViT-B-32 int8, batches of {BATCH // 2}, {ROUNDS} rounds",
+            "rows": [
+                {
+                    "num_threads": session,
+                    "image_threads": images,
+                    "batches_read_ahead": look_ahead,
+                    "images_per_second": round(value, 1),
+                }
+                for (session, images, look_ahead), value in rate.items()
+            ],
+        },
+    )
+    # What a classifier does when it is not told otherwise is within reach of the best division.
+    assert rate[2, 2, 1] >= 0.85 * max(rate.values())
 
 
 def bench_fast_preprocessing(benchmark, record, encoder, photos):
