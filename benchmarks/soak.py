@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def ask(images: Images, submit: Callable[..., Future[Prediction]], tally: Tally,
             break
         tally.add(submitted=1)
         if not unreadable:
-            future.add_done_callback(lambda done, start=start: _clock(done, tally, start))
+            future.add_done_callback(partial(_clock, tally, start))
         if draw.random() < CANCELLED_SHARE:
             time.sleep(draw.choice((0.0, 0.001)))
             future.cancel()
@@ -148,7 +149,7 @@ def ask(images: Images, submit: Callable[..., Future[Prediction]], tally: Tally,
         _check(images, tally, *asked)
 
 
-def _clock(done: Future[Prediction], tally: Tally, start: float) -> None:
+def _clock(tally: Tally, start: float, done: Future[Prediction]) -> None:
     if not done.cancelled():
         tally.latencies.append((time.perf_counter() - start) * 1000)
 

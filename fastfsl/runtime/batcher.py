@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+MAX_DELAY_MS = 60_000
+
 # A queue stays full for many requests in a row; one line of the log in so many seconds is enough.
 _SECONDS_BETWEEN_WARNINGS = 10.0
 
@@ -76,8 +78,7 @@ class Batcher:
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("top_k", top_k)):
             check_count(name, value)
-        if not (isinstance(max_delay_ms, int | float) and 0 <= max_delay_ms <= 60_000):
-            raise ConfigError(f"max_delay_ms must be a number from 0 to 60000, got {max_delay_ms!r}")
+        _check_delay(max_delay_ms)
         self._decode = decode
         self._answer = answer
         self._max_batch = max_batch
@@ -287,6 +288,11 @@ class Batcher:
                 _carry_out(partial(request.future.set_result, answer))
         finally:
             self._own.inside = before
+
+
+def _check_delay(max_delay_ms: object) -> None:
+    if not isinstance(max_delay_ms, int | float) or not 0 <= max_delay_ms <= MAX_DELAY_MS:
+        raise ConfigError(f"max_delay_ms must be a number from 0 to {MAX_DELAY_MS}, got {max_delay_ms!r}")
 
 
 def _carry_out(answer: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fastfsl.errors import ConfigError
 from fastfsl.runtime import Classifier
 from fastfsl.runtime import session as session_module
 from fastfsl.runtime.bucket_session import MAX_KEPT, BucketSession
-from fastfsl.runtime.session import create_row_session
+from fastfsl.runtime.session import Session, create_row_session
 from tests.runtime.fake_onnxruntime import CPU, CUDA, CudaOnnxruntime
 
 
@@ -37,7 +38,13 @@ def _rows(count: int) -> np.ndarray:
     return np.random.default_rng(count).normal(size=(count, 6)).astype(np.float32)
 
 
-def _plain(model: bytes) -> CudaOnnxruntime:
+def _on_card(model: bytes, **options) -> BucketSession:
+    session = create_row_session(model, "flow", device="cuda", **options)
+    assert isinstance(session, BucketSession)
+    return session
+
+
+def _plain(model: bytes) -> Session:
     return session_module._create(session_module.load_onnxruntime(), model, "flow", [CPU], 1)
 
 
@@ -49,8 +56,7 @@ def _same(session, plain, rows, **others):
 
 def test_the_options_of_cuda(use, model):
     module = use()
-    session = create_row_session(model, "flow", device="cuda", gpu_mem_limit=2**30)
-    assert isinstance(session, BucketSession)
+    session = _on_card(model, gpu_mem_limit=2**30)
     assert session.graphs == "captured"
     assert session.get_providers() == [CUDA, CPU]
     assert module.settings == [
@@ -67,7 +73,7 @@ def test_the_options_of_cuda(use, model):
 @settings(max_examples=30, deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=12))
 def test_any_sequence_of_row_counts_answers_as_plain_runs_do(model, counts):
-    module = CudaOnnxruntime()
+    module: Any = CudaOnnxruntime()
     plain = module.InferenceSession(model, None, [CPU], 0)
     inner = module.InferenceSession(model, None, [(CUDA, {"enable_cuda_graph": "1"}), CPU], 0)
     session = BucketSession(inner, module)
@@ -80,7 +86,7 @@ def test_any_sequence_of_row_counts_answers_as_plain_runs_do(model, counts):
 
 def test_other_classes_have_graphs_of_their_own_and_no_more_are_kept_than_may_be(use, model, reference):
     module = use()
-    session, plain = create_row_session(model, "flow", device="cuda"), _plain(model)
+    session, plain = _on_card(model), _plain(model)
     for count in (*range(1, MAX_KEPT + 4), 1, 2):
         classes = np.repeat(reference.class_embeddings, count, axis=0)
         _same(session, plain, _rows(3), class_embeddings=classes)
@@ -91,20 +97,19 @@ def test_other_classes_have_graphs_of_their_own_and_no_more_are_kept_than_may_be
 
 def test_sixteen_threads_share_the_buffers(use, model):
     use()
-    session, plain = create_row_session(model, "flow", device="cuda"), _plain(model)
+    session, plain = _on_card(model), _plain(model)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda index: _same(session, plain, _rows(1 + index % 7)), range(200)))
 
 
 def test_more_rows_than_the_largest_bucket_go_in_parts(use, model):
     use()
-    _same(create_row_session(model, "flow", device="cuda"), _plain(model), _rows(8192 + 5))
+    _same(_on_card(model), _plain(model), _rows(8192 + 5))
 
 
 def test_a_graph_with_parts_on_the_cpu_is_run_plainly(use, model, caplog):
     module = use(refuse_graphs=True)
-    session = create_row_session(model, "flow", device="cuda")
-    assert isinstance(session, BucketSession)
+    session = _on_card(model)
     assert "not all nodes are on CUDA" in session.graphs
     assert "no CUDA graphs: flow" in caplog.text
     assert "enable_cuda_graph" not in module.settings[-1]
@@ -114,7 +119,7 @@ def test_a_graph_with_parts_on_the_cpu_is_run_plainly(use, model, caplog):
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_a_capture_or_replay_that_fails_costs_no_answer(use, model, caplog, when):
     module = use()
-    session, plain = create_row_session(model, "flow", device="cuda"), _plain(model)
+    session, plain = _on_card(model), _plain(model)
     if when == "later":
         _same(session, plain, _rows(3))
     module.sessions[0].fail = RuntimeError("cudaErrorStreamCaptureUnsupported\nmore")
@@ -126,7 +131,7 @@ def test_a_capture_or_replay_that_fails_costs_no_answer(use, model, caplog, when
 
 def test_a_graph_that_gives_something_else_never_answers(use, model, caplog):
     module = use()
-    session, plain = create_row_session(model, "flow", device="cuda"), _plain(model)
+    session, plain = _on_card(model), _plain(model)
     module.sessions[0].stale = True
     _same(session, plain, _rows(3))
     assert "something else than a plain run" in session.graphs
