@@ -23,7 +23,7 @@ from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.run import Run
 from fastfsl.fit.text_readout import TextReadout
-from fastfsl.heads import ZeroShot
+from fastfsl.heads import LinearForm, ZeroShot
 from fastfsl.runtime.session import create_session
 from fastfsl.runtime.text_encoder import TextEncoder
 from fastfsl.runtime.tokenizer import Tokenizer
@@ -119,10 +119,12 @@ def _flow(estimator: Estimator) -> FlowMatchingAlignment:
 
 def _run_texts(estimator: Estimator) -> NDArray[Any]:
     """The class texts that a run was trained with, L2-normalised, (C, d)."""
-    if isinstance(estimator, TextReadout | ZeroShot):
-        weight: NDArray[Any] = estimator.form_.weight
-        return weight / np.linalg.norm(weight, axis=1, keepdims=True)
-    return _flow(estimator).class_embeddings_.cpu().numpy()
+    if isinstance(estimator, TextReadout | ZeroShot) and isinstance(estimator.form_, LinearForm):
+        texts: NDArray[Any] = estimator.form_.weight
+        texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    else:
+        texts = _flow(estimator).class_embeddings_.cpu().numpy()
+    return texts
 
 
 def _text_parity(
@@ -146,7 +148,7 @@ def _text_parity(
             raise BundleError(f"the exported text tower gives {got.shape}, expected {expected.shape}: report this")
         errors.append(float(np.abs(got - expected).max()))
         cosines.append(float((got * expected).sum(axis=1).min()))
-    report = {
+    report: dict[str, Any] = {
         "batches": list(BATCHES),
         "max_abs_error": float(np.max(errors)),
         "min_cosine": float(np.min(cosines)),

@@ -47,7 +47,7 @@ class ClassAdder:
         self._lock = threading.Lock()
         self._loaded: tuple[TextEncoder, bundle.ClassPlaces | None] | None = None
 
-    def extended(self, head: Head, name: str, prompts: Sequence[str] | None) -> Head:
+    def extended(self, head: Head, name: object, prompts: Sequence[str] | None) -> Head:
         """A head that knows one class more, its last.
 
         Args:

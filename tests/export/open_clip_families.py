@@ -34,13 +34,15 @@ def toy_eva(**options: Any) -> nn.Module:
 def toy_fastvit(**options: Any) -> nn.Module:
     """MobileCLIP's image tower in small: branches to be merged, convolutions, attention in the last stage."""
     own = {name: options[name] for name in ("num_classes", "global_pool") if name in options}
-    model = FastVit(
+    positions: Any = (None, None, None, partial(RepConditionalPosEnc, spatial_shape=(7, 7)))
+    model: Any = FastVit(
         layers=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), mlp_ratios=(2, 2, 2, 2),
         token_mixers=("repmixer", "repmixer", "repmixer", "attention"), se_downsamples=(False, False, True, True),
-        pos_embs=(None, None, None, partial(RepConditionalPosEnc, spatial_shape=(7, 7))), **own,
+        pos_embs=positions, **own,
     )  # fmt: skip
     model.default_cfg = {"input_size": (3, 64, 64)}
-    return model
+    made: nn.Module = model
+    return made
 
 
 def _timm(name: str, size: int, pool: str, proj: str | None = "linear") -> dict[str, Any]:

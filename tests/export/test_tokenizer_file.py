@@ -137,7 +137,7 @@ class _Fast:
         return type("Encoding", (), {"input_ids": torch.tensor(rows)})
 
 
-def _hugging(kind: type, padding_side: str = "right", **attributes: Any) -> Any:
+def _hugging(kind: Any, padding_side: str = "right", **attributes: Any) -> Any:
     tokenizer = kind.__new__(kind)  # their constructors would fetch a vocabulary
     vars(tokenizer).update({"tokenizer": _Fast(padding_side), "context_length": 7, **attributes})
     return tokenizer

@@ -28,7 +28,7 @@ TEXT: dict[str, Any] = {
 def tokenizer_json(**changes: Any) -> bytes:
     """A tokenizer of whole words."""
     padding = {"strategy": {"Fixed": LENGTH}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
-    file = {
+    file: dict[str, Any] = {
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": LENGTH, "strategy": "LongestFirst", "stride": 0},
         "padding": {**padding, "pad_type_id": 0, "pad_token": "[pad]"},
