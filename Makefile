@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint contracts types kernels wheel wheel-test runtime-test bench clean
+.PHONY: help install demo test lint contracts types kernels wheel wheel-test runtime-test bench bench-all clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -73,8 +73,11 @@ runtime-test: wheel demo-out/bundle/manifest.json  ## the wheel with [cpu] alone
 demo-out/bundle/manifest.json:
 	$(MAKE) demo
 
-bench: $(INSTALLED)  ## the benchmarks; writes benchmarks/results/ and the tables of README.md
+bench: $(INSTALLED)  ## the latency report (10 minutes): benchmarks/results/, README's tables, benchmarks/report.html
 	$(BIN)/python -m pytest benchmarks --save-results; code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
+
+bench-all: $(INSTALLED)  ## the trainings as well (hours)
+	$(BIN)/python -m pytest benchmarks -m "not gpu" --save-results; code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
 clean:  ## remove what the other targets made, but for .venv
 	rm -rf build dist demo-out typetree *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .import_linter_cache
