@@ -1,13 +1,15 @@
 """A bundle's graphs in int8 or fp16, made on the support set and held to it."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import BundleError, ConfigError, DataError
 from fastfsl.export.accuracy_gate import MIN_AGREEMENT, Answers, Graphs, answers, check_agreement, compare
 from fastfsl.export.quantization import Range, calibrate, linear_layers, quantize, rounding_noise
 from fastfsl.fit.run import Run
@@ -24,8 +26,7 @@ _MAX_CALIBRATION = 64
 # Where int8 as a whole does not pass, these parts of the layers stay float32, those that rounding hurts most.
 _KEPT_PARTS = (0.0, 1 / 16, 1 / 8, 1 / 4)
 _BATCH = 8
-
-_Feeds = Callable[[], list[dict[str, NDArray[Any]]]]
+_LARGEST_FP16 = 65504.0
 
 
 def reduce_precision(
@@ -55,14 +56,16 @@ def reduce_precision(
         ConfigError: there is nothing that could be quantised.
         DataError: the support is not where it was.
     """
-    flow = graphs.flow if with_flow else None
+    # 16 bits are for CUDA, where the compiled kernels are the flow in 16 bits.
+    flow = graphs.flow if with_flow and precision == "int8" else None
     parts = {name: model for name, model in (("visual", graphs.visual), ("flow", flow)) if model is not None}
     if not any(linear_layers(model) for model in parts.values()):
         raise ConfigError(f"this run has neither an encoder nor a flow with layers for {precision}: export it as fp32")
     samples, labels, origin = _samples(run, preprocessing)
     reference = answers(graphs, samples)
     about = {"samples": origin, "min_agreement": MIN_AGREEMENT, "allow_drop": allow_drop}
-    best, report = _int8(parts, graphs, samples, reference, labels)
+    reduce = _int8 if precision == "int8" else _fp16
+    best, report = reduce(parts, graphs, samples, reference, labels)
     report = {**about, **report}
     check_agreement(precision, report, allow_drop=allow_drop)
     return best, report
@@ -109,6 +112,39 @@ def _int8(
     if best is None:  # there is always a first attempt
         raise AssertionError
     return best
+
+
+def _fp16(
+    parts: dict[str, onnx.ModelProto],
+    graphs: Graphs,
+    samples: NDArray[Any],
+    reference: Answers,
+    labels: NDArray[np.int64],
+) -> tuple[Graphs, dict[str, Any]]:
+    """The image tower in fp16, its inputs and outputs as before; what a CPU can tell of it is told."""
+    visual = parts["visual"]
+    if any(value.name == "alpha" for value in visual.graph.input):
+        raise ConfigError("a blend of two towers, whose weight a caller may choose, has no fp16: export it as fp32")
+    feeds = [{"images": samples[:_MAX_CALIBRATION][at : at + _BATCH]} for at in range(0, len(samples), _BATCH)]
+    ranges = calibrate(visual, [feed for feed in feeds if len(feed["images"])], _session)
+    largest = max(max(-found.low, found.high) for found in ranges.values())
+    if not largest <= _LARGEST_FP16 / 2:
+        raise BundleError(f"the encoder multiplies values up to {largest:.0f}, too near fp16's {_LARGEST_FP16:.0f}")
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(visual)
+    for tensor in rounded.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    half = onnx.ModelProto()
+    half.CopyFrom(visual)
+    half = convert_float_to_float16(half, keep_io_types=True, disable_shape_infer=True)
+    report = {
+        **compare(reference, answers(replace(graphs, visual=rounded), samples), labels),
+        "checked": "weights rounded to fp16, computed in fp32 on the CPU; the fp16 graph itself was not run",
+        "largest_input": largest,
+    }
+    return replace(graphs, visual=half), report
 
 
 def _samples(run: Run, preprocessing: Preprocessing | None) -> tuple[NDArray[Any], NDArray[np.int64], str]:

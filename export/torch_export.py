@@ -18,6 +18,22 @@ from fastfsl.export.attention import TRANSLATIONS, plain_attention
 OPSET = 18
 # A batch of 1 would be baked into the graph as a constant.
 TRACED_BATCH = 2
+# A protobuf message, so a model with its weights inside, cannot be larger than 2 GiB; some of that is not weights.
+MAX_BYTES = 2**31 - 2**24
+
+
+def check_size(tower: nn.Module, what: str) -> None:
+    """Refuse at once what would be exported for minutes and could not be written.
+
+    Raises:
+        BundleError: a tower's weights do not fit in one ONNX file.
+    """
+    size = sum(tensor.nbytes for tensor in (*tower.parameters(), *tower.buffers()))
+    if size > MAX_BYTES:
+        raise BundleError(
+            f"the {what} has {size / 2**30:.1f} GiB of weights, and an ONNX file with its weights inside holds at most "
+            "2 GiB: choose a smaller backbone"
+        )
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, what: str) -> onnx.ModelProto:
@@ -31,7 +47,8 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, what: str
         what: what messages call the module.
 
     Raises:
-        BundleError: it cannot be exported, or not with a free batch; the layer is named where it can be found.
+        BundleError: it cannot be exported, or not with a free batch; the layer is named where it can be
+            found.
     """
     batched = next(iter(inputs))
     shapes = {name: {0: torch.export.Dim("batch")} if name == batched else None for name in inputs}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
 from fastfsl.export.fusion import fuse
-from fastfsl.export.torch_export import TRACED_BATCH, to_onnx
+from fastfsl.export.torch_export import TRACED_BATCH, check_size, to_onnx
 from fastfsl.flow.readout import normalize
 from fastfsl.manifold import BlendedCLIP
 
@@ -55,16 +55,19 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
     Output: `image_embeds` (batch, d) float32, L2-normalised if the encoder is. The batch is dynamic.
 
     Raises:
-        BundleError: if the tower cannot be exported, or not with a dynamic batch; the layer is named where torch
+        BundleError: if the tower is too large, cannot be exported, or not with a dynamic batch; the layer is named where torch
             names it.
     """
+    what, clip = f"image tower of {encoder.backbone}", encoder.model
+    tower = clip.tower if isinstance(clip, BlendedCLIP) else getattr(clip, "visual", clip)
+    check_size(tower, what)  # without the text tower, which is not exported here
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
     inputs = {"images": torch.zeros(TRACED_BATCH, height, width, 3, dtype=torch.uint8)}
     blend = blend_record(encoder)
     if blend is not None:
         inputs["alpha"] = torch.tensor(blend["alpha"])
     module = pixels_to_embedding(encoder).cpu()
-    model = fuse(to_onnx(module, inputs, "image_embeds", f"image tower of {encoder.backbone}"))
+    model = fuse(to_onnx(module, inputs, "image_embeds", what))
     if blend is not None:  # an input with a value of its own may be left out
         model.graph.initializer.append(numpy_helper.from_array(inputs["alpha"].numpy(), "alpha"))
     return model

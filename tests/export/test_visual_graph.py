@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -55,6 +56,13 @@ def test_parity_notices_altered_weights(graph, encoder):
     largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
     with pytest.raises(BundleError, match="does not match torch"):
         visual_parity(encoder, altered)
+
+
+def test_a_tower_beyond_two_gib_is_refused_at_once(encoder):
+    clip = torch.nn.Module()
+    clip.visual = torch.nn.Linear(2**15, 2**14 + 1, device="meta")
+    with pytest.raises(BundleError, match=r"image tower of tiny-clip has 2\.0 GiB of weights"):
+        visual_graph(replace(encoder, model=clip))
 
 
 def test_graph_tells_nothing_of_the_machine_it_was_made_on(graph):
