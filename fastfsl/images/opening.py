@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
     ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
 
-# Pillow's own error limit at its default settings (twice the 89.5 Mpx at which it warns): 537 MB of RGB.
-MAX_PIXELS = 178_956_970
+# Where Pillow begins to warn, at its default settings. In Pillow a pixel takes 4 bytes, a progressive JPEG's
+# coefficients 6 more, and a picture that is turned is there twice: less than 1 GB in all.
+MAX_PIXELS = 89_478_485
+
+# Decoders that hold a picture several times over, at up to 16 bytes a pixel.
+_GREEDY_FORMATS = ("WEBP", "JPEG2000")
 
 # What is tried on a file, whatever its extension. Left out on purpose: formats that run another program (EPS runs
 # Ghostscript) and those nobody photographs in.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 0x0112
+_STRIP_PIXELS = 2**20
 # A PIL image that was opened but not decoded yet is decoded in place, and may be handed over twice.
 _decoding_in_place = Lock()
 # The modes that open_clip's transform and ``preprocess`` treat alike, and the only ones ``open_image`` returns.
@@ -121,7 +126,7 @@ def _identify(data: bytes, name: str) -> Image.Image:
     image_module.init()
     formats = tuple(format_ for format_ in FORMATS if format_ in image_module.OPEN)
     try:
-        image = image_module.open(io.BytesIO(data), formats=formats)
+        image: Image.Image = image_module.open(io.BytesIO(data), formats=formats)
     except image_module.UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or damaged; fastfsl reads {', '.join(formats)}") from error
     except image_module.DecompressionBombError as error:
@@ -135,8 +140,9 @@ def _identify(data: bytes, name: str) -> Image.Image:
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     # Pillow's own limit can be switched off by the program around us; this one cannot.
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller")
+    most = MAX_PIXELS // 2 if image.format in _GREEDY_FORMATS else MAX_PIXELS
+    if width * height > most:
+        raise DataError(f"{name}: {width}x{height} is more than {most} pixels; make it smaller")
     if width * height == 0:
         raise DataError(f"{name}: the image has no pixels")
 
@@ -210,8 +216,13 @@ def plain_mode(image: Image.Image, name: str) -> Image.Image:
 def _high_byte(image: Image.Image) -> Image.Image:
     import numpy as np
 
-    values = np.asarray(image).astype(np.int64)
-    grey: Image.Image = pillow().fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    # Row by row in strips: numpy's copies of all of it would take several times the picture's memory.
+    values = np.empty((image.height, image.width), np.uint8)
+    step = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
+        values[top : top + step] = strip.astype(np.int64).clip(0, 65535) >> 8
+    grey: Image.Image = pillow().fromarray(values)
     return grey
 
 

@@ -209,7 +209,7 @@ def check_graph(path: Path, session: Session, inputs: dict[str, list[int]], outp
     for kind, nodes, expected in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         found = {node.name: list(node.shape) for node in nodes}
         for name, shape in expected.items():
-            batch, *dims = found.get(name, [None])
+            batch, *dims = found.get(name) or [None]  # missing, or a scalar
             wrong = len(dims) != len(shape) or any(
                 isinstance(dim, int) and dim != size for dim, size in zip(dims, shape, strict=True)
             )

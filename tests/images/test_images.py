@@ -224,7 +224,7 @@ def _truncated_jpeg() -> bytes:
         (b"\xff\xd8\xff", "not an image|decoded|truncated"),
         (_truncated_jpeg(), "truncated"),
         (_encoded(_noise(64, 64), "PNG")[:-2000], "truncated"),
-        (_png_claiming(20_000, 20_000), "more than 178956970 pixels"),
+        (_png_claiming(20_000, 20_000), "more than 89478485 pixels"),
         (_png_claiming(0, 5), "no pixels|not an image|decoded"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
         (_encoded(Image.new("F", (2, 2)), "TIFF"), "mode F"),
@@ -244,8 +244,23 @@ def test_hostile_files_raise_data_errors_that_name_them(data, message, tmp_path)
 
 def test_the_pixel_limit_holds_when_pillows_is_switched_off(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(DataError, match="more than 178956970 pixels"):
+    with pytest.raises(DataError, match="more than 89478485 pixels"):
         open_image(_png_claiming(20_000, 20_000))
+
+
+@pytest.mark.parametrize(("format_", "most"), [("WEBP", 50), ("JPEG2000", 50), ("PNG", 100)])
+def test_decoders_that_take_more_memory_get_smaller_pictures(monkeypatch, format_, most):
+    monkeypatch.setattr("fastfsl.images.opening.MAX_PIXELS", 100)
+    assert open_image(_encoded(_noise(most // 10, 10), format_)).size == (most // 10, 10)
+    with pytest.raises(DataError, match=f"is more than {most} pixels"):
+        open_image(_encoded(_noise(most // 10 + 1, 10), format_))
+
+
+def test_a_deep_grey_picture_is_read_in_strips(monkeypatch):
+    """Numpy's copies of a whole one would take several times its memory."""
+    values = np.arange(7 * 5, dtype=np.uint16).reshape(7, 5) * 1800
+    monkeypatch.setattr("fastfsl.images.opening._STRIP_PIXELS", 11)
+    np.testing.assert_array_equal(np.asarray(open_image(_encoded(Image.fromarray(values), "PNG"))), values >> 8)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper
 
 from fastfsl.errors import BundleError
 from fastfsl.runtime import Classifier
+from fastfsl.runtime.session import check_graph
 
 
 def _load(path) -> Classifier:
@@ -82,6 +85,24 @@ def test_graphs_must_have_the_promised_inputs_and_outputs(write, tmp_path, make_
     wide = make_flow(np.ones((4, 7), np.float32), np.eye(7, dtype=np.float32))
     with pytest.raises(BundleError, match=r"flow/model\.onnx: expected the input image_embeds"):
         _load(write(tmp_path / "wide", flow=wide.SerializeToString()))
+
+
+def test_an_output_without_dimensions_is_refused(tmp_path):
+    node = SimpleNamespace(name="features", type="tensor(float)", shape=[])
+    session: Any = SimpleNamespace(get_inputs=list, get_outputs=lambda: [node])
+    with pytest.raises(BundleError, match=r"expected the output features of shape \(batch, 6\)"):
+        check_graph(tmp_path, session, {}, {"features": [6]})
+
+
+def test_what_onnxruntime_cannot_compute_is_an_error_of_ours(write, tmp_path, make_flow, reference):
+    """Shapes that only the run finds out to be wrong."""
+    model = make_flow(reference.class_embeddings, reference.rotation)
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 5])
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image_embeds", "shape"], ["reshaped"]))
+    model.graph.node[1].input[0] = "reshaped"
+    with pytest.raises(BundleError, match=r"onnxruntime cannot (load|compute)"):
+        _load(write(tmp_path / "bundle", flow=model.SerializeToString()))
 
 
 def test_the_graph_must_have_as_many_classes_as_the_manifest(write, tmp_path):
