@@ -110,17 +110,17 @@ def _resized_center(
 
 
 class _Kept(NamedTuple):
-    """Of an edge resized to ``length`` pixels, the ``count`` from ``start`` on."""
+    """Of an edge resized to ``length`` pixels, the ``width`` from ``start`` on."""
 
     length: int
     start: int
-    count: int
+    width: int
 
     def of(self, extent: float, *, mirrored: bool) -> tuple[float, float, int]:
         """Where they begin and end in an edge of ``extent`` pixels, which may run backwards, and how many they are."""
-        start = self.length - self.start - self.count if mirrored else self.start
+        start = self.length - self.start - self.width if mirrored else self.start
         pixel = extent / self.length
-        return start * pixel, min((start + self.count) * pixel, extent), self.count
+        return start * pixel, min((start + self.width) * pixel, extent), self.width
 
 
 def _kept(length: int, target: int) -> _Kept:

@@ -55,7 +55,7 @@ def test_the_next_batch_is_read_while_one_is_in_use(reader, photos):
 
 
 def test_the_iterator_of_images_is_read_no_further_than_the_next_batch(reader, photos):
-    asked = []
+    asked: list[int] = []
 
     def endless():
         while True:
@@ -84,7 +84,7 @@ def test_what_the_iterator_raises_comes_after_the_batches_before_it(reader, phot
         yield from photos[:5]
         raise LookupError("the list ends here")
 
-    seen = []
+    seen: list[list[object]] = []
     with pytest.raises(LookupError, match="the list ends here"):
         seen.extend(errors for _, errors in reader.batches(broken(), 2))
     assert [len(errors) for errors in seen] == [2, 2]
@@ -113,7 +113,12 @@ def test_what_nobody_asks_for_any_more_is_not_read(reader, photos):
 def test_a_single_image_is_read_on_its_caller_s_thread(reader, photos):
     threads = []
     prepare = reader._prepare
-    reader._prepare = lambda *arguments: threads.append(threading.current_thread()) or prepare(*arguments)
+
+    def watched(source, preprocessing):
+        threads.append(threading.current_thread())
+        return prepare(source, preprocessing)
+
+    reader._prepare = watched
     list(reader.batches(photos[:1], 32))
     list(reader.batches(photos[:2], 32))
     assert threads[0] is threading.current_thread()
