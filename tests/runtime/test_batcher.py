@@ -148,7 +148,10 @@ def test_a_cancelled_request_leaves_its_batch_and_everybody_hears_of_it(model, m
         waiting: list[Any] = []
         waiter = threading.Thread(target=lambda: waiting.append(wait(rest[1:2], LONG)))
         waiter.start()
+        while len(submit._ready) < 4:
+            time.sleep(0.001)
         assert rest[1].cancel()
+        assert len(submit._ready) == 3  # its pixels are let go of at once
         waiter.join(LONG)
         assert waiting[0].done == {rest[1]}
         assert not first.cancel()  # it has begun
