@@ -14,8 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch import Tensor, nn
+
+# While torch exports, these take and give onnx_ir's values; their annotations are of another use.
+op: Any = opset18
 
 
 class _PlainAttention(nn.Module):
@@ -108,7 +111,8 @@ def attention_operators(
         scores = op.Where(attn_mask, scores, op.Constant(value_float=-math.inf))
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
+    mixed: ir.Value = op.MatMul(op.Softmax(scores, axis=-1), value)
+    return mixed
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

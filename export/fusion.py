@@ -16,6 +16,7 @@ from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet, rewrite
 from onnxscript.rewriter.ort_fusions import erfgelu
 
 _Op = Any  # onnxscript's builder: whatever operator is asked of it, it has
+_Value = Any  # onnx_ir's value, which has its node, its shape and a name wherever a pattern fits
 
 
 class _PatchesAsRows(RewriteRuleClassBase):
@@ -25,16 +26,20 @@ class _PatchesAsRows(RewriteRuleClassBase):
     Pixels are then moved as bytes, not as floats, and an int8 product can take them as they are.
     """
 
-    def pattern(
-        self, op: _Op, images: ir.Value, scale: ir.Value, mean: ir.Value, std: ir.Value, shape: ir.Value
-    ) -> ir.Value:
+    def pattern(self, op: _Op, images: _Value, scale: _Value, mean: _Value, std: _Value, shape: _Value) -> _Value:
         pixels = op.Cast(op.Transpose(images, perm=[0, 3, 1, 2]), to=ir.DataType.FLOAT)
         normal = op.Div(op.Sub(op.Div(pixels, scale), mean), std)
         patches = op.Conv(normal, _allow_other_inputs=True, _outputs=["patches"])
-        tokens: ir.Value = op.Transpose(op.Reshape(patches, shape), perm=[0, 2, 1])
+        tokens: _Value = op.Transpose(op.Reshape(patches, shape), perm=[0, 2, 1])
         return tokens
 
-    def check(self, context: object, images: ir.Value, patches: ir.Value, **values: ir.Value) -> bool:  # noqa: ARG002  # the rewriter's protocol
+    def check(  # type: ignore[override]  # the values come by name, and a bool will do
+        self,
+        context: object,  # noqa: ARG002  # the rewriter's protocol
+        images: _Value,
+        patches: _Value,
+        **values: _Value,
+    ) -> bool:
         conv = patches.producer()
         constants = [*conv.inputs[1:], *(values[name] for name in ("scale", "mean", "std"))]
         if (
@@ -56,13 +61,13 @@ class _PatchesAsRows(RewriteRuleClassBase):
     def rewrite(
         self,
         op: _Op,
-        images: ir.Value,
-        patches: ir.Value,
-        scale: ir.Value,
-        mean: ir.Value,
-        std: ir.Value,
-        **_: ir.Value,
-    ) -> ir.Value:
+        images: _Value,
+        patches: _Value,
+        scale: _Value,
+        mean: _Value,
+        std: _Value,
+        **_: _Value,
+    ) -> _Value:
         conv = patches.producer()
         weight, *bias = (_array(value) for value in conv.inputs[1:])
         divisor, center, deviation = (_array(value).reshape(-1) for value in (scale, mean, std))
@@ -71,8 +76,8 @@ class _PatchesAsRows(RewriteRuleClassBase):
         offset = sum(bias) - (weight * (center / deviation).reshape(1, -1, 1, 1)).sum(axis=(1, 2, 3))
         down, across = images.shape[1] // rows, images.shape[2] // columns
 
-        def constant(name: str, array: NDArray[Any]) -> ir.Value:
-            value: ir.Value = op.initializer(ir.tensor(array, name=f"{conv.inputs[1].name}_{name}"))
+        def constant(name: str, array: NDArray[Any]) -> _Value:
+            value: _Value = op.initializer(ir.tensor(array, name=f"{conv.inputs[1].name}_{name}"))
             return value
 
         tiles = op.Reshape(images, constant("tiles", np.array([-1, down, rows, across, columns, 3])))
@@ -80,7 +85,7 @@ class _PatchesAsRows(RewriteRuleClassBase):
         flat = op.Reshape(tiles, constant("rows", np.array([-1, down * across, rows * columns * 3])))
         matrix = folded.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32)
         product = op.MatMul(op.Cast(flat, to=ir.DataType.FLOAT), constant("matrix", matrix))
-        tokens: ir.Value = op.Add(product, constant("offset", offset.astype(np.float32)))
+        tokens: _Value = op.Add(product, constant("offset", offset.astype(np.float32)))
         return tokens
 
 
@@ -93,10 +98,11 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     Returns:
         The fused model; where nothing fits, an equal one.
     """
-    fused: onnx.ModelProto = rewrite(model, RewriteRuleSet([_PatchesAsRows.rule(), *erfgelu.rules]))
+    patches = _PatchesAsRows.rule()  # type: ignore[no-untyped-call]  # onnxscript's
+    fused: onnx.ModelProto = rewrite(model, RewriteRuleSet([patches, *erfgelu.rules]))
     return fused
 
 
-def _array(value: ir.Value) -> Any:  # noqa: ANN401  # a float64 array, or None of what is no constant
+def _array(value: _Value) -> Any:  # noqa: ANN401  # a float64 array, or None of what is no constant
     constant = ir.convenience.get_const_tensor(value)
     return None if constant is None else constant.numpy().astype(np.float64)

@@ -55,8 +55,8 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
     Output: `image_embeds` (batch, d) float32, L2-normalised if the encoder is. The batch is dynamic.
 
     Raises:
-        BundleError: if the tower is too large, cannot be exported, or not with a dynamic batch; the layer is named where torch
-            names it.
+        BundleError: if the tower is too large, cannot be exported, or not with a dynamic batch; the layer is named
+            where torch names it.
     """
     what, clip = f"image tower of {encoder.backbone}", encoder.model
     tower = clip.tower if isinstance(clip, BlendedCLIP) else getattr(clip, "visual", clip)

@@ -1,6 +1,7 @@
 """Fused graphs: the same function as torch's, from the operators that were meant, whatever the tower."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,19 +108,20 @@ def test_attention_with_a_mask_is_torchs(attention):
 
 def test_attention_layers_are_as_they_were_after_an_export():
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
-    holder = nn.ModuleDict({"block": nn.ModuleDict({"attention": layer})}).eval()
+    holder: Any = nn.Sequential(nn.Sequential(layer)).eval()
     x = torch.randn(3, 5, 8)
     boolean = ~torch.ones(5, 5).tril().bool()
     for mask in (None, boolean, torch.zeros(5, 5).masked_fill(boolean, -torch.inf)):
         expected = layer(x, x, x, need_weights=False, attn_mask=mask)[0]
         with plain_attention(holder):
-            replaced = holder["block"]["attention"]
+            replaced = holder[0][0]
             assert replaced is not layer
             torch.testing.assert_close(replaced(x, x, x, need_weights=False, attn_mask=mask)[0], expected)
             torch.testing.assert_close(replaced(x, x[:, :2], x[:, :2])[0], layer(x, x[:, :2], x[:, :2])[0])
-    assert holder["block"]["attention"] is layer
+    assert holder[0][0] is layer
 
 
 def test_grouped_queries_are_refused():
+    nothing: Any = None
     with pytest.raises(NotImplementedError, match="fewer heads"):
-        attention_operators(None, None, None, enable_gqa=True)
+        attention_operators(nothing, nothing, nothing, enable_gqa=True)
