@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastfsl.bundle import TEXT_CLASSES, TEXT_GRAPH, TOKENIZER, ClassPlaces, write_class_places
-from fastfsl.data import class_prompts
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError, ConfigError
 from fastfsl.export.parity import BATCHES, MAX_FEATURE_ERROR, MIN_COSINE
@@ -132,7 +131,7 @@ def _text_parity(
 ) -> tuple[dict[str, Any], TextEncoder]:
     session = create_session(model.SerializeToString(), TEXT_GRAPH, device="cpu")
     reference = tokens_to_embedding(encoder).cpu()
-    texts = [*class_prompts(run.record.class_names, run.record.config.templates)[:_COMPARED], *_AWKWARD]
+    texts = [*run.prompts()[:_COMPARED], *_AWKWARD]
     expected_ids = encoder.tokenizer(texts)
     if not np.array_equal(tokenizer(texts), expected_ids.numpy()):
         raise BundleError(
@@ -159,7 +158,7 @@ def _text_parity(
 
 
 def _class_error(run: Run, reader: TextEncoder) -> float:
-    names, prompts = run.record.class_names, class_prompts(run.record.class_names, run.record.config.templates)
+    names, prompts = run.record.class_names, run.prompts()
     per_class = len(prompts) // len(names)
     count = max(1, min(len(names), _COMPARED // per_class))
     made = np.stack(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.special import softmax
 
-from fastfsl.data import Episode
+from fastfsl.data import Episode, class_prompts
 from fastfsl.encoders import Encoder
 from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, ShapeError
 from fastfsl.files import staged_directory
@@ -182,6 +182,10 @@ class Run:
                 "class embeddings averaged over the support, or coop"
             )
         return deployment(self.estimator)
+
+    def prompts(self) -> list[str]:
+        """Every class in every template of the run, class by class; errors as for `fastfsl.data.class_prompts`."""
+        return class_prompts(self.record.class_names, self.record.config.templates)
 
     @property
     def is_conditional(self) -> bool:
