@@ -166,26 +166,34 @@ def _node(message: memoryview) -> _Node:
             node.domain = _text(value)
     is_constant = node.op_type == "Constant"
     for attribute in attributes:
-        node.constant = _attribute(attribute, is_constant=is_constant) or node.constant
+        name, numbers = _attribute(attribute, is_constant=is_constant)
+        if name == "num_outputs" and numbers != [len(node.outputs)]:
+            # ONNX Runtime 1.31 reads beyond its lists here, and takes the process with it.
+            raise ValueError(f"{node.op_type[:40]} names {len(node.outputs)} outputs, and says {numbers[:1]}")
+        node.constant = numbers or node.constant
     return node
 
 
-def _attribute(message: memoryview, *, is_constant: bool) -> list[int] | None:
-    """The whole numbers of an attribute, if it has any; a tensor's only if it is small."""
-    numbers: list[int] = []
-    for number, value in _parts(message, {3: VARINT, 5: BYTES, 6: BYTES, 10: BYTES, 11: BYTES, 22: BYTES, 23: BYTES}):
-        if number in (6, 11):
+def _attribute(message: memoryview, *, is_constant: bool) -> tuple[str, list[int]]:
+    """The name of an attribute and its whole numbers, if it has any; a tensor's only if it is small."""
+    name, numbers = "", list[int]()
+    for number, value in _parts(
+        message, {1: BYTES, 3: VARINT, 5: BYTES, 6: BYTES, 10: BYTES, 11: BYTES, 22: BYTES, 23: BYTES}
+    ):
+        if number == 1:
+            name = _text(value)
+        elif number in (6, 11):
             raise ValueError("it holds a graph inside a graph")
-        if number in (22, 23):
+        elif number in (22, 23):
             raise ValueError("it holds sparse weights, which no bundle needs")
-        if number in (5, 10):
+        elif number in (5, 10):
             numbers += _tensor(_bytes(value)).small or []
         elif number == 3 and isinstance(value, int):
             numbers.append(_limited(signed(value), is_constant=is_constant))
         elif number == 8:
             every = [value] if isinstance(value, int) else varints(value)
             numbers += [_limited(signed(one), is_constant=is_constant) for one in every]
-    return numbers or None
+    return name, numbers
 
 
 def _limited(value: int, *, is_constant: bool) -> int:

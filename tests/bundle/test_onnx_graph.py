@@ -145,6 +145,15 @@ def test_attributes_and_tensors_are_bounded():
     _refused(_model([RELU], helper.make_tensor("w", TensorProto.STRING, [1], [b"x"])), "of type 8")
 
 
+@pytest.mark.parametrize("said", [0, 1, 3, 2**20])
+def test_a_split_has_as_many_outputs_as_it_says(said):
+    """ONNX Runtime 1.31 ends the process otherwise: found by a mutant."""
+    _refused(_model([helper.make_node("Split", ["x"], ["y", "z"], axis=0, num_outputs=said)]), "names 2 outputs")
+    check_graph_file(
+        _model([helper.make_node("Split", ["x"], ["y", "z"], axis=0, num_outputs=2)]).SerializeToString(), "model"
+    )
+
+
 def test_names_are_words():
     """ONNX Runtime loads other names, and fails when it is asked for them."""
     for change in (lambda m: m.replace(b"batch", b"\xe0atch"), lambda m: m.replace(b"features", b"\xe0eatures")):

@@ -66,7 +66,8 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
             name = rng.choice((key + " ", key.upper(), "surprise", rng.choice(list(parent))))
             parent[name] = parent.pop(key)
         elif kind == 6 and isinstance(parent, list) and parent is not box:
-            parent[key:key] = [parent[key]] * rng.choice((1, 5, 2000 if len(_places(parent)) < 500 else 1))
+            small = isinstance(parent[key], int) or (isinstance(parent[key], str) and len(parent[key]) < 100)
+            parent[key:key] = [parent[key]] * rng.choice((1, 5, 2000 if small else 1))
         elif kind == 7:
             deep: Any = parent[key]
             for _ in range(rng.choice((1, 40, 3000))):
