@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastfsl.encoders import load_encoder
 from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError
+from fastfsl.export import bundle_writer
 from fastfsl.export import precision as precision_module
 from fastfsl.export.accuracy_gate import Graphs, answers, check_agreement, compare
 from fastfsl.export.bundle_writer import export_run
@@ -57,6 +58,12 @@ def run(folder, tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def visual():
     return visual_graph(load_encoder("tiny-clip"))
+
+
+@pytest.fixture
+def exported(visual, monkeypatch):
+    """An export takes the tower that is exported already."""
+    monkeypatch.setattr(bundle_writer, "visual_graph", lambda _: visual)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +171,7 @@ def test_outliers_everywhere_are_refused_unless_allowed(run, graphs, monkeypatch
     assert report["agreement"] < 0.99
 
 
-def test_an_int8_bundle_is_smaller_and_says_how_it_compares(run, tmp_path):
+def test_an_int8_bundle_is_smaller_and_says_how_it_compares(run, exported, tmp_path):
     manifest = export_run(run, tmp_path / "int8", precision="int8")
     fp32 = export_run(run, tmp_path / "fp32")
     report = manifest.parity["precision"]
@@ -188,7 +195,7 @@ def test_an_int8_bundle_is_smaller_and_says_how_it_compares(run, tmp_path):
     ]
 
 
-def test_an_fp16_bundle_is_half_as_large_and_never_reaches_the_cpu(run, tmp_path, monkeypatch):
+def test_an_fp16_bundle_is_half_as_large_and_never_reaches_the_cpu(run, exported, tmp_path, monkeypatch):
     manifest = export_run(run, tmp_path / "fp16", precision="fp16")
     report = manifest.parity["precision"]
     assert "was not run" in report["checked"]
