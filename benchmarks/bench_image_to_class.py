@@ -31,8 +31,8 @@ from fastfsl.runtime.session import create_row_session
 
 DIM, BLOCKS, STEPS, THREADS, CLASSES = 512, 12, 10, 2, 100
 ROUNDS = {1: 25, 8: 7, 32: 4}
-# Floors under speed-ups by batch: over torch in float32, and of int8 over torch in bf16 autocast. Aimed at were 2.3, 1.2,
-# 7 and 4.5; results/image_to_class_*.json has what was reached. Both sides swing by a third with the machine's load.
+# Floors under speed-ups by batch: over torch in float32, and of int8 over torch in bf16 autocast. Aimed at were 2.3,
+# 1.2, 7 and 4.5; results/image_to_class_*.json has what was reached. Both sides swing by a third with the load.
 AT_LEAST = {("fp32", 1): 1.6, ("fp32", 32): 1.0, ("int8", 1): 4.5, ("int8", 32): 4.5}
 INT8_OVER_BF16 = 1.3
 
