@@ -114,7 +114,7 @@ class ImageReader:
             try:
                 pixels[index] = self.read_one(sources[index])
             except (DataError, ShapeError) as error:
-                return error
+                return _without_frames(error)
             return None
 
         return _Batch(pixels, read, None if here else [self._pool.submit(read, index) for index in range(len(sources))])
@@ -152,6 +152,15 @@ class _Batch:
         """Read no image that is not being read already."""
         for future in self._futures or ():
             future.cancel()
+
+
+def _without_frames(error: DataError | ShapeError) -> DataError | ShapeError:
+    """The error without the frames it passed, which would keep the pixels of its batch until the garbage collector."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def check_reading(preprocess: str, image_threads: int | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import wait
 
 import numpy as np
@@ -77,6 +79,21 @@ def test_a_bad_image_leaves_a_row_to_nobody(reader, photos, preprocessing, tmp_p
     np.testing.assert_array_equal(pixels, [exact_pixels(path, preprocessing) for path in photos[:2]])
     ((pixels, errors),) = reader.batches([bad, bad], 9)
     assert pixels.shape == (0, *preprocessing.image_size, 3)
+
+
+def test_an_error_does_not_keep_the_pixels_of_its_batch(reader, photos, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8")
+    gc.disable()
+    try:
+        batch = reader._start([bad, photos[0]], here=True)
+        pixels = weakref.ref(batch._pixels)
+        errors = batch.result()[1]
+        del batch
+        assert isinstance(errors[0], DataError)
+        assert pixels() is None
+    finally:
+        gc.enable()
 
 
 def test_what_the_iterator_raises_comes_after_the_batches_before_it(reader, photos):
