@@ -142,7 +142,9 @@ def test_attributes_and_tensors_are_bounded():
         del tensor.dims[:]
         tensor.dims.extend(dims)
         _refused(_model([RELU], tensor), "larger than its data")
-    _refused(_model([RELU], helper.make_tensor("w", TensorProto.STRING, [1], [b"x"])), "of type 8")
+    _refused(
+        _model([RELU], TensorProto(name="w", data_type=TensorProto.STRING, dims=[1], string_data=[b"x"])), "of type 8"
+    )
 
 
 @pytest.mark.parametrize("said", [0, 1, 3, 2**20])

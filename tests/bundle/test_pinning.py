@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,8 @@ def test_the_number_of_files_is_bounded():
 
 def test_messages_stay_short():
     """A bundle does not get to fill a log."""
-    for change in ({"k" * 10**6: 1}, {"format_version": "x" * 10**6}, {"files": {"." * 10**6: {}}}):
+    changes: list[dict[str, Any]] = [{"k" * 10**6: 1}, {"format_version": "x" * 10**6}, {"files": {"." * 10**6: {}}}]
+    for change in changes:
         values = {**json.loads((GOLDEN / "manifest.json").read_bytes()), **change}
         with pytest.raises(BundleError) as caught:
             Manifest.from_json(json.dumps(values).encode())

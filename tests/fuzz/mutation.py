@@ -112,7 +112,7 @@ def mutated_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 # Which fields of a message are messages: of an ONNX model the graph, its nodes, attributes, tensors and types.
 _TENSOR: dict[int, Any] = {13: {}}
-_TYPE = {1: {2: {1: {}}}}
+_TYPE: dict[int, Any] = {1: {2: {1: {}}}}
 _NODE = {5: {5: _TENSOR}}
 ONNX = {7: {1: _NODE, 5: _TENSOR, 11: {2: _TYPE}, 12: {2: _TYPE}, 13: {2: _TYPE}}, 8: {}}
 

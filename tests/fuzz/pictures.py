@@ -169,7 +169,8 @@ def exercise(extension: str, data: bytes, preprocessings: tuple[Preprocessing, .
                         raise  # what neither way takes once, it takes never
                     continue
                 assert isinstance(pixels, np.ndarray), "no array"
-                assert (pixels.shape, pixels.dtype) == ((*preprocessing.image_size, 3), np.uint8), "no picture"
+                assert pixels.shape == (*preprocessing.image_size, 3), "no picture"
+                assert pixels.dtype == np.uint8, "no picture"
     if refused:
         raise refused[0]
 
