@@ -22,7 +22,7 @@ CMYK, YCbCr, HSV, RGBX                    RGB, by Pillow's conversion
 32-bit float (F), LAB                     DataError: it has no agreed range, or Pillow cannot convert it
 animated (GIF, WebP, APNG), multi-page    the first frame
 EXIF orientation 1-8                      turned upright in files and bytes; a PIL image is taken as it stands
-more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded; WebP and JPEG 2000: half as many
+more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded; WebP, JPEG 2000, AVIF: half as many
 zero pixels, truncated, not an image      DataError that names the source
 ========================================  =====================================================================
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485
 
 # Decoders that hold a picture several times over, at up to 16 bytes a pixel.
-_GREEDY_FORMATS = ("WEBP", "JPEG2000")
+_GREEDY_FORMATS = ("WEBP", "JPEG2000", "AVIF")
 
 # What is tried on a file, whatever its extension. Left out on purpose: formats that run another program (EPS runs
 # Ghostscript) and those nobody photographs in.
