@@ -1,27 +1,49 @@
 """What commands print: results on stdout, everything else on stderr, so that ``--json`` gives one clean document."""
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+# Control characters, but for the ends of lines, and those that turn the text around them about.
+_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+class _Console(Console):
+    """Shows what it is given as it is: names from users are neither markup nor commands to the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, with control characters escaped; rich's own are apart from the text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 @cache
 def stdout() -> Console:
     """The console for results."""
-    return Console(highlight=False)
+    return _Console()
 
 
 @cache
 def stderr() -> Console:
     """The console for progress, warnings and errors."""
-    return Console(stderr=True, highlight=False)
+    return _Console(stderr=True)
+
+
+def visible(text: str) -> str:
+    r"""The text with its control characters escaped, such as \x1b, but for the ends of lines."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

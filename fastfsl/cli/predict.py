@@ -196,13 +196,17 @@ def _summary(output: Path, counts: Counts, document: dict[str, Any] | None) -> N
 
 def _line(file: Path, prediction: "Prediction", width: int) -> Text:
     """One image a line, never folded, so that the output can be searched and cut: path, best class, the others."""
-    name = f"{file!s:<{width}}  "
+    name = f"{_one_line(file):<{width}}  "
     if prediction.error is not None:
-        return Text.assemble(name, ("unreadable", "red"), f"  {prediction.error}")
+        return Text.assemble(name, ("unreadable", "red"), f"  {_one_line(prediction.error)}")
     best, *others = (
-        f"{label} {probability:.1%}"
+        f"{_one_line(label)} {probability:.1%}"
         for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
     )
     if prediction.known is False:
         return Text.assemble(name, ("none of these", "yellow"), "  best guess: ", best, *(f"  {o}" for o in others))
     return Text.assemble(name, (best, "bold"), *(f"  {other}" for other in others))
+
+
+def _one_line(name: object) -> str:
+    return str(name).replace("\n", "\\n")

@@ -80,9 +80,9 @@ def test_a_bundle_on_features(run_fastfsl, write_bundle, tmp_path):
 
 
 def test_a_bundle_without_graphs_runs_on_numpy(run_fastfsl, write_bundle, make_readout, tmp_path):
-    path = write_bundle(tmp_path / "bundle", with_encoder=False, readout=make_readout())
-    result = run_fastfsl("bench", path, "--batch", 2, "--seconds", 0.02, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.stderr
+    path = write_bundle(tmp_path / "[bold]a[/x]", with_encoder=False, readout=make_readout())
+    result = run_fastfsl("bench", path, "--batch", 2, "--seconds", 0.02, "--out", tmp_path / "[/out]")
+    assert result.exit_code == 0, (result.stderr, result.exception)
     assert "on numpy" in result.stdout
     assert "Cold start" in result.stdout
 

@@ -53,6 +53,24 @@ def test_one_line_an_image_never_folded(fastfsl, image_bundle, photos):
         assert f"  {prediction.label} {prediction.probabilities[0]:.1%}  " in line
 
 
+def test_names_are_neither_commands_to_the_terminal_nor_markup(fastfsl, write_bundle, photos, tmp_path):
+    names = ("ant\x1b[2J\x1b]0;title\x07", "be\x9be\nforged.png  cow 99.0%", "[bold]c\u202eow[/x] :smile:")
+    path = write_bundle(tmp_path / "[bold]my[/x]", class_names=names)
+    image = tmp_path / "a\x1b[31m\nb.png"
+    image.write_bytes((photos / "2.png").read_bytes())
+    (line,) = fastfsl("predict", path, image).stdout.splitlines()
+    assert line.isprintable()
+    for words in (r"a\x1b[31m\nb.png  ", r"ant\x1b[2J\x1b]0;title", r"be\x9be\nforged", r"[bold]c\u202eow[/x] :smile:"):
+        assert words in line
+    inspected = fastfsl("inspect", path).stdout
+    assert "\x1b" not in inspected
+    assert r"\x9be" in inspected
+    missing = fastfsl("predict", path, tmp_path / "\x1b[31mnot there").stderr
+    assert r"\x1b[31mnot" in missing
+    assert "\x1b" not in missing
+    assert fastfsl("predict", path, image, "--json").document["predictions"][0]["input"] == str(image)
+
+
 def test_none_of_these_is_said_with_the_best_guess(fastfsl, write_bundle, make_readout, photos, tmp_path):
     file = photos / "2.png"
     for threshold, known in ((0.0, True), (1.0, False)):
