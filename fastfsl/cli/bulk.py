@@ -58,7 +58,7 @@ class BulkOutput:
             check_parquet()
         if path.is_dir():
             raise ConfigError(f"--output {path} is a folder; expected the name of a file")
-        if self.complete and not resume and not force:
+        if os.path.lexists(path) and not resume and not force:
             raise ConfigError(f"--output {path} exists; choose another name or pass --force")
         if not os.path.lexists(self.partial):
             return
@@ -72,8 +72,8 @@ class BulkOutput:
 
     @property
     def complete(self) -> bool:
-        """Whether the output is there, which it is only when it is complete."""
-        return os.path.lexists(self.path)
+        """Whether the output is there, and no interrupted run that was to replace it."""
+        return os.path.lexists(self.path) and not os.path.lexists(self.partial / _ROWS)
 
     @contextmanager
     def rows(self, settings: Mapping[str, Any], batch: int) -> Iterator[Rows]:

@@ -116,7 +116,9 @@ def predict(
         failed = _to_screen(classifier, files, top_k, mode, about if as_json else None)
         count = len(files)
     else:
-        total = None if listed == STDIN else sum(1 for _ in _all(paths, listed))
+        # What comes through a pipe comes once and cannot be counted beforehand.
+        countable = listed is None or (listed != STDIN and (listed.is_file() or not listed.exists()))
+        total = sum(1 for _ in _all(paths, listed)) if countable else None
         settings = {"digest": about["digest"], "top_k": top_k, "batch": batch, "preprocess": preprocess, "alpha": alpha}
         counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)
         count, failed = counts.images, counts.errors

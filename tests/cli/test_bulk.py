@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -232,6 +233,25 @@ def test_nothing_of_others_is_replaced(bulk, many, tmp_path):
         result = bulk(many, "--output", tmp_path / "other.jsonl", *options)
         assert (result.exit_code, "in the way" in result.stderr) == (2, True)
     assert (partial / "diary.txt").read_text() == "mine"
+
+
+def test_an_interrupted_run_that_was_to_replace_an_output_is_continued(bulk, many, interrupted):
+    interrupted.write_text("of another bundle")
+    assert bulk(many, "--output", interrupted).exit_code == 2
+    assert bulk(many, "--output", interrupted, "--resume", "--json").document["resumed_after"] == 8
+    assert len(_rows(interrupted)) == 14
+    assert not interrupted.with_name("rows.jsonl.partial").exists()
+
+
+def test_a_list_through_a_pipe_is_read_once(bulk, many, tmp_path):
+    files = find_images([many])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"\n".join(map(os.fsencode, files)),), daemon=True)
+    writer.start()
+    result = bulk("--list", pipe, "--output", tmp_path / "rows.jsonl")
+    assert (result.exit_code, [row["input"] for row in _rows(tmp_path / "rows.jsonl")]) == (0, list(map(str, files)))
+    writer.join(10)
 
 
 def test_lists_come_from_a_file_or_the_standard_input(image_bundle, many, tmp_path, bulk):
