@@ -12,12 +12,13 @@ from fastfsl.errors import FastFSLError
 
 _ROUNDS = 3
 _LIMIT_SECONDS = 600
+_BATCHES = 3
 
 # What a service does when it starts. The peak is that of this program's own memory: what getrusage gives would count
 # the process that started it.
 _PROGRAM = """
 import json, sys, time
-bundle, options, inputs, batch = json.loads(sys.argv[1])
+bundle, options, inputs, batch, batches = json.load(sys.stdin)
 def memory(name):
     try:
         with open("/proc/self/status") as file:
@@ -35,7 +36,7 @@ loaded = memory("VmRSS")
 predict = classifier.predict if isinstance(inputs[0], str) else classifier.classify_features
 predict(inputs[:1])
 clock.append(time.perf_counter())
-for _ in range(3):
+for _ in range(batches):
     predict(inputs[:batch])
 names = ("import_onnxruntime_s", "import_runtime_s", "load_s", "first_prediction_s")
 seconds = dict(zip(names, (after - before for before, after in zip(clock, clock[1:]))))
@@ -62,7 +63,7 @@ def start_up(
     Raises:
         FastFSLError: such a process failed.
     """
-    argument = json.dumps([str(bundle.absolute()), dict(options), list(inputs), batch])
+    argument = json.dumps([str(bundle.absolute()), dict(options), list(inputs), batch, _BATCHES])
     found = [_start(argument) for _ in range(_ROUNDS)]
     middle: dict[str, Any] = {
         name: None if any(run[name] is None for run in found) else statistics.median(run[name] for run in found)
@@ -74,13 +75,20 @@ def start_up(
 
 
 def _start(argument: str) -> dict[str, Any]:
-    done = subprocess.run(  # noqa: S603  # this interpreter, a constant program
-        [sys.executable, "-c", _PROGRAM, argument],
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT_SECONDS,
-        check=False,
-    )
+    try:
+        # As an argument, the features of a batch would be too long for the system.
+        done = subprocess.run(  # noqa: S603  # this interpreter, a constant program
+            [sys.executable, "-c", _PROGRAM],
+            input=argument,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FastFSLError(
+            f"a fresh process took more than {_LIMIT_SECONDS} s for {_BATCHES} batches; pass a smaller --batch"
+        ) from error
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise FastFSLError(f"a fresh process could not use the bundle: {reason[0]}; run `fastfsl doctor`")

@@ -70,9 +70,10 @@ def test_results_are_replaced_by_force_alone(run_fastfsl, benched, image_bundle)
 
 def test_a_bundle_on_features(run_fastfsl, write_bundle, tmp_path):
     path = write_bundle(tmp_path / "bundle", with_encoder=False)
-    result = run_fastfsl("bench", path, "--batch", "1,300", "--seconds", 0.02, "--json")
+    # Features of 300 KB: what one argument of a process may have at most is 128.
+    result = run_fastfsl("bench", path, "--batch", "1,6000", "--seconds", 0.02, "--json")
     assert result.exit_code == 0, result.stderr
-    assert [row["batch"] for row in result.document["rows"]] == [1, 300]
+    assert [row["batch"] for row in result.document["rows"]] == [1, 6000]
     assert (result.document["inputs"], result.document["stages"]) == ("features", [])
     refused = run_fastfsl("bench", path, "--images", tmp_path)
     assert refused.exit_code == 2
@@ -134,6 +135,12 @@ def test_percentiles_are_those_of_the_raw_rounds():
 def test_a_process_that_fails_says_why(tmp_path):
     with pytest.raises(FastFSLError, match="no such bundle folder"):
         start_up(tmp_path / "none", {}, ["a.jpg"], 1)
+
+
+def test_a_process_that_takes_too_long_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastfsl.cli.fresh_process._LIMIT_SECONDS", 0.001)
+    with pytest.raises(FastFSLError, match="a smaller --batch"):
+        start_up(tmp_path, {}, ["a.jpg"], 1)
 
 
 def test_made_up_images_are_the_same_each_time(tmp_path):
