@@ -141,17 +141,23 @@ class Batcher:
     __call__ = submit
 
     @property
+    def calling_back(self) -> bool:
+        """Whether this is a callback of one of its futures."""
+        return bool(getattr(self._own, "inside", False))
+
+    @property
     def queue_depth(self) -> int:
         """Requests accepted and not yet answered."""
         return self._accepted
 
-    def close(self, *, cancel_pending: bool = False) -> None:
+    def close(self, *, cancel_pending: bool = False, wait: bool = True) -> None:
         """Accept nothing more and wait until everything is answered.
 
         It may be called twice and from several threads. From a callback of one of its own futures it does not wait.
 
         Args:
             cancel_pending: cancel what has not begun, instead of computing it.
+            wait: until everything is answered.
         """
         with self._lock:
             self._closed = True
@@ -159,7 +165,7 @@ class Batcher:
             pending = list(self._waiting) if cancel_pending else []
         for future in pending:
             future.cancel()
-        wait = not getattr(self._own, "inside", False)
+        wait = wait and not self.calling_back
         with self._lock:
             over = self._all_answered.wait_for(lambda: self._accepted == 0, None if wait else 0)
         if over:
@@ -215,9 +221,9 @@ class Batcher:
 
     def _decoded(self, request: _Request, decoding: Future[Any]) -> None:
         if decoding.cancelled():  # with its request, or because the pool ended
-            request.future.cancel()
-            return
-        outcome = decoding.exception() or decoding.result()
+            outcome: Any = ClosedError("the classifier was closed before this image was read; load it again")
+        else:
+            outcome = decoding.exception() or decoding.result()
         if isinstance(outcome, BaseException):
             with self._lock:
                 begun = self._begin(request)

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ClosedError, ConfigError
 from fastfsl.runtime.batcher import Batcher
 from fastfsl.runtime.class_adder import ClassAdder
 from fastfsl.runtime.engine import Engine
@@ -49,6 +49,7 @@ class Classifier:
         self._gate = Gate("classifier", self._release)
         self._batchers: WeakSet[Batcher] = WeakSet()
         self._adding = threading.Lock()
+        self._closing = False
 
     @classmethod
     def load(
@@ -127,10 +128,13 @@ class Classifier:
         batch has not begun then end in a ClosedError.
         """
         with self._adding:
+            self._closing = True
             batchers = list(self._batchers)
+        # The threads that a callback holds up may be those that the others' answers need.
+        wait = not any(batcher.calling_back for batcher in batchers)
         for batcher in batchers:
-            batcher.close()
-        self._gate.close()
+            batcher.close(wait=wait)
+        self._gate.close(wait=wait)
 
     def __enter__(self) -> Self:
         return self
@@ -241,6 +245,8 @@ class Classifier:
                 metrics=self._metrics,
             )
             with self._adding:
+                if self._closing:
+                    raise ClosedError("the classifier is closed; load it again")
                 self._batchers.add(batcher)
             return batcher
 
@@ -315,7 +321,7 @@ class Classifier:
 
         ``providers`` holds, for each graph, the execution providers its session really has, best first, and
         ``cuda_graphs``, for those on a card, "captured" or why there are none; ``device_fallback`` why "auto" came down
-        to the CPU, or None; ``flow`` what
+        to the CPU, or None; ``int8_warning`` why int8 may answer otherwise on this processor, or None; ``flow`` what
         computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend

@@ -53,13 +53,14 @@ class Gate:
             if last and closed:
                 self._release_once()
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Let nobody in, and wait for the calls in progress; from within one of them, do not wait. May be repeated."""
         with self._changed:
             self._closed = True
             if threading.get_ident() in self._depth:
                 return
-            self._changed.wait_for(lambda: not self._depth)
+            if not self._changed.wait_for(lambda: not self._depth, None if wait else 0):
+                return  # the last one out releases
         self._release_once()
 
     def _release_once(self) -> None:

@@ -85,6 +85,57 @@ def test_closing_from_a_batchers_callback_ends(bundle_dir, photos):
     assert _until_none_left(before)
 
 
+def test_closing_from_a_callback_waits_for_nothing_that_needs_its_thread(bundle_dir, photos):
+    classifier = _load(bundle_dir, image_threads=1)
+    pool = classifier._engine.encoder.reader._pool
+    go_on, predicted = threading.Event(), []
+    pool.submit(go_on.wait, 10)
+    bad, other = classifier.batcher()(b"no image"), classifier.batcher()(photos[0])
+    bad.add_done_callback(lambda _: classifier.close())  # on the thread that all images are read on
+    call = threading.Thread(target=lambda: predicted.extend(classifier.predict(photos[:2])), daemon=True)
+    call.start()
+    while pool._work_queue.qsize() < 4:
+        time.sleep(0.001)
+    go_on.set()
+    call.join(10)
+    assert not call.is_alive()
+    assert len(predicted) == 2
+    with pytest.raises(ClosedError):
+        other.result(10)
+
+
+def test_what_was_not_read_when_the_classifier_closed_ends_in_its_error(bundle_dir, photos):
+    classifier = _load(bundle_dir, image_threads=1)
+    pool = classifier._engine.encoder.reader._pool
+    waits = threading.Event(), threading.Event()
+    submit = classifier.batcher()
+    pool.submit(waits[0].wait, 10)
+    first = submit(photos[0])
+    first.add_done_callback(lambda _: classifier.close())
+    pool.submit(waits[1].wait, 10)
+    unread = submit(photos[1])
+    waits[0].set()
+    with pytest.raises(ClosedError, match="before this image was read"):
+        unread.result(10)
+    waits[1].set()
+    assert first.result().label
+
+
+def test_no_batcher_is_made_while_the_classifier_closes(bundle_dir, monkeypatch):
+    classifier = _load(bundle_dir)
+    first = classifier.batcher()
+    refused = []
+
+    def close(**_):
+        with pytest.raises(ClosedError, match="classifier is closed"):
+            classifier.batcher()
+        refused.append(True)
+
+    monkeypatch.setattr(first, "close", close)
+    classifier.close()
+    assert refused
+
+
 def test_threads_may_ask_while_another_closes(bundle_dir, photos):
     classifier = _load(bundle_dir)
     expected = classifier.predict(photos)
