@@ -30,10 +30,12 @@ from fastfsl.runtime.image_reader import ImageReader
 from fastfsl.runtime.session import create_row_session
 
 DIM, BLOCKS, STEPS, THREADS, CLASSES = 512, 12, 10, 2, 100
-ROUNDS = {1: 25, 8: 7, 32: 4}
-# Floors under speed-ups by batch: over torch in float32, and of int8 over torch in bf16 autocast. Aimed at were 2.3,
-# 1.2, 7 and 4.5; results/image_to_class_*.json has what was reached. Both sides swing by a third with the load.
-AT_LEAST = {("fp32", 1): 1.6, ("fp32", 32): 1.0, ("int8", 1): 4.5, ("int8", 32): 4.5}
+# Turns by batch, and calls of one side in a turn. The first call of a turn finds the weights of another side in the
+# caches and is not counted: a service runs one model.
+ROUNDS = {1: 10, 8: 4, 32: 4}
+CALLS = {1: 6, 8: 3, 32: 2}
+# Speed-ups that must hold, by batch: over torch in float32, and of int8 over torch in bf16 autocast.
+AT_LEAST = {("fp32", 1): 2.3, ("fp32", 32): 1.2, ("int8", 1): 7.0, ("int8", 32): 4.5}
 INT8_OVER_BF16 = 1.3
 
 
@@ -78,7 +80,8 @@ def sides(tmp_path_factory):
         return create_row_session(model.SerializeToString(), "benchmark", device="cpu", num_threads=THREADS)
 
     def bundle(visual, flow):
-        tower, head = ImageEncoder(session(visual), reader, DIM, None), Head(FlowExecutor(session(flow), ""), None)
+        tower = ImageEncoder(session(visual), reader, DIM, None, num_threads=THREADS)
+        head = Head(FlowExecutor(session(flow), ""), None)
         return lambda pixels: head.image_logits(tower, pixels)
 
     embeds = {"image_embeds": session(visual).run(None, {"images": images})[0]}
@@ -116,9 +119,11 @@ def bench_image_to_class(benchmark, sides, record, batch):
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ROUNDS[batch]):  # turn by turn, so that a busy moment of the machine meets all
         for name, side in sides.items():
-            start = time.perf_counter()
             side(pixels)
-            times[name].append(time.perf_counter() - start)
+            for _ in range(CALLS[batch] - 1):
+                start = time.perf_counter()
+                side(pixels)
+                times[name].append(time.perf_counter() - start)
     median = {name: 1000 * statistics.median(values) for name, values in times.items()}
     speed_up = {name: median["torch fp32"] / value for name, value in median.items()}
     over_bf16 = median["torch bf16 autocast"] / median["int8"]

@@ -68,6 +68,11 @@ def plain_attention(module: nn.Module) -> Iterator[None]:
             module.set_submodule(name, layer)
 
 
+def packed_attention(layer: nn.Module) -> nn.MultiheadAttention:
+    """torch's own attention layer, which `plain_attention` may have put into another."""
+    return layer.attention if isinstance(layer, _PlainAttention) else layer  # type: ignore[return-value]
+
+
 def _replaceable(layer: nn.MultiheadAttention) -> bool:
     packed = layer.in_proj_weight is not None
     return packed and layer.batch_first and layer.bias_k is None and not layer.add_zero_attn

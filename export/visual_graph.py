@@ -1,5 +1,6 @@
 """The image encoder as an ONNX graph: uint8 pixels in, embeddings out; of a blend the weight may be given too."""
 
+import contextlib
 from typing import Any
 
 import onnx
@@ -8,6 +9,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
+from fastfsl.export.class_token import class_token_alone
 from fastfsl.export.fusion import fuse
 from fastfsl.export.torch_export import TRACED_BATCH, check_size, to_onnx
 from fastfsl.flow.readout import normalize
@@ -67,7 +69,8 @@ def visual_graph(encoder: Encoder) -> onnx.ModelProto:
     if blend is not None:
         inputs["alpha"] = torch.tensor(blend["alpha"])
     module = pixels_to_embedding(encoder).cpu()
-    model = fuse(to_onnx(module, inputs, "image_embeds", what))
+    with class_token_alone(tower) if blend is None else contextlib.nullcontext():  # a blend's blocks are its own
+        model = fuse(to_onnx(module, inputs, "image_embeds", what))
     if blend is not None:  # an input with a value of its own may be left out
         model.graph.initializer.append(numpy_helper.from_array(inputs["alpha"].numpy(), "alpha"))
     return model

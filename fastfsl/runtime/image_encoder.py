@@ -15,7 +15,9 @@ from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError
 from fastfsl.images import Preprocessing
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.image_reader import ImageReader
-from fastfsl.runtime.session import check_graph, run_finite
+from fastfsl.runtime.row_parallel import ROWS_PER_THREAD
+from fastfsl.runtime.session import check_graph, on_cpu, run_finite
+from fastfsl.runtime.threads import available_cpus
 
 if TYPE_CHECKING:
     from fastfsl.runtime.session import Session
@@ -30,12 +32,22 @@ class ImageEncoder:
         width: d, of the embeddings.
         alpha: weight of the tuned tower in a blend; None: the encoder is no blend.
         normalized: its embeddings are L2-normalised, which those of a blend need not be.
+        num_threads: of the session on a CPU; None: as many as this process may use.
     """
 
     def __init__(
-        self, session: Session, reader: ImageReader, width: int, alpha: float | None, *, normalized: bool = True
+        self,
+        session: Session,
+        reader: ImageReader,
+        width: int,
+        alpha: float | None,
+        *,
+        normalized: bool = True,
+        num_threads: int | None = None,
     ) -> None:
         self.session = session
+        # On a CPU some images for every thread: what is computed of more at once no longer fits in its caches.
+        self._at_once = ROWS_PER_THREAD * (num_threads or available_cpus()) if on_cpu(session) else None
         self.reader = reader
         self.normalized = normalized
         self._width = width
@@ -51,6 +63,7 @@ class ImageEncoder:
         *,
         preprocess: str = "exact",
         image_threads: int | None = None,
+        num_threads: int | None = None,
     ) -> ImageEncoder | None:
         """Read a bundle's image encoder, checked against its manifest; None if it has none.
 
@@ -61,6 +74,7 @@ class ImageEncoder:
             alpha: as `blend_weight` gives it.
             preprocess: as `ImageReader` takes it.
             image_threads: that decode images, likewise.
+            num_threads: of the session on a CPU; None: as many as this process may use.
 
         Raises:
             BundleError: the graph is altered, or it or the preprocessing is not what the manifest promises.
@@ -84,13 +98,18 @@ class ImageEncoder:
             )
         normalized = manifest.blend is None or manifest.blend["normalized"]
         reader = ImageReader(preprocessing, preprocess=preprocess, threads=image_threads)
-        return cls(session, reader, manifest.embed_dim, alpha, normalized=normalized)
+        return cls(session, reader, manifest.embed_dim, alpha, normalized=normalized, num_threads=num_threads)
 
     def embed(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Embeddings (n, d) of prepared pixels (n, height, width, 3), n from 0."""
         if len(pixels) == 0:
             return np.empty((0, self._width), np.float32)
-        return run_finite(self.session, "image_embeds", {"images": pixels, **self._scalars})
+        step = self._at_once or len(pixels)
+        parts = [
+            run_finite(self.session, "image_embeds", {"images": pixels[start : start + step], **self._scalars})
+            for start in range(0, len(pixels), step)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def embed_into(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], pointer: int) -> None:
         """Embeddings (n, d), n above 0, left at an address on the card that the session computes on."""

@@ -17,7 +17,7 @@ from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
 from fastfsl.runtime.image_reader import check_reading
-from fastfsl.runtime.precision import graph_device
+from fastfsl.runtime.precision import graph_device, int8_warning
 from fastfsl.runtime.session import Session, create_row_session, installed_onnxruntimes
 
 if TYPE_CHECKING:
@@ -148,12 +148,14 @@ def load_bundle(
         weight,
         preprocess=preprocess,
         image_threads=image_threads,
+        num_threads=num_threads,
     )
     origin = {
         "bundle": os.fspath(path),
         "digest": digest,
         "device": device,
         "device_fallback": fallbacks[0][1] if fallbacks else None,
+        "int8_warning": int8_warning(manifest.precision),
         "num_threads": num_threads,
         "gpu_mem_limit": gpu_mem_limit,
         "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
@@ -161,5 +163,7 @@ def load_bundle(
     loaded = Loaded(manifest, head, encoder, origin)
     for level, reason in fallbacks[:1]:
         _log.log(level, "device='auto' came down to the CPU: %s", reason)
+    if origin["int8_warning"] is not None:
+        _log.warning("%s: %s", origin["bundle"], origin["int8_warning"])
     _log.info("loaded %s: %s", origin["bundle"], loaded.where())
     return loaded

@@ -161,9 +161,14 @@ def create_row_session(
         fallbacks=fallbacks,
     )
     threads = available_cpus() if num_threads is None else num_threads
-    if threads == 1 or len(model) > MAX_TWICE_BYTES or shared.get_providers() != [_CPU]:
+    if threads == 1 or len(model) > MAX_TWICE_BYTES or not on_cpu(shared):
         return shared
     return RowParallelSession(shared, _create(load_onnxruntime(), model, name, [_CPU], 1), threads)
+
+
+def on_cpu(session: Session) -> bool:
+    """Whether a session computes on the processor alone."""
+    return session.get_providers() == [_CPU]
 
 
 def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

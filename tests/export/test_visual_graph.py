@@ -79,9 +79,17 @@ def test_variants_of_the_tower_match(tmp_path, changes):
     preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "size": [32, 32]}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     model = open_clip.model.CLIP(**config)
+    with torch.no_grad():  # biases begin as zeros
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
     encoder = load_encoder(f"local-dir:{tmp_path}")
-    assert visual_parity(encoder, visual_graph(encoder))["max_abs_error"] < 1e-5
+    graph = visual_graph(encoder)
+    assert visual_parity(encoder, graph)["max_abs_error"] < 1e-5
+    # 17 tokens, 2 heads: the last block has one query where the class token is all that is pooled.
+    shapes = {tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:] for value in graph.graph.value_info}
+    assert ((2, 1, 17) in shapes) == (changes.get("pool_type") != "avg")
+    assert type(encoder.model.visual.transformer.resblocks[-1]) is open_clip.transformer.ResidualAttentionBlock
 
 
 @pytest.mark.slow
