@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastfsl.cli.options import ExpectedDigest
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError, DataError
@@ -49,6 +50,7 @@ def bench(
         Path | None, typer.Option("--out", "-o", help=f"Folder to make for {BENCH_FILE} and {REPORT_FILE}.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier bench.")] = False,
+    expected_digest: ExpectedDigest = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure latency (p50, p95, p99 of a call), throughput, cold start and memory of a bundle.
@@ -70,6 +72,7 @@ def bench(
         "max_batch": max(sizes),
         "flow": flow,
         "preprocess": preprocess,
+        "expected_digest": expected_digest,
     }
     with reporting() as reporter:
         document = run_bench(
@@ -108,7 +111,7 @@ def run_bench(
     from fastfsl.cli.stopwatch import measure
     from fastfsl.runtime import Classifier
 
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, options.get("expected_digest"))
     if images is not None and manifest.preprocessing is None:
         raise ConfigError("--images: this bundle was trained on features and takes no images; leave it out")
     with tempfile.TemporaryDirectory(prefix="fastfsl-bench-") as folder, stdout_kept_clean():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import Alpha
+from fastfsl.cli.options import Alpha, ExpectedDigest
 from fastfsl.cli.output import field_words, print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
@@ -47,6 +47,7 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="HTML file to make: confusions, reliability and accuracy by class.")
     ] = None,
+    expected_digest: ExpectedDigest = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
@@ -69,8 +70,12 @@ def evaluate(
         if (model / "manifest.json").is_file():
             if transfer:
                 raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
-            document = _evaluate_bundle(model, data, split, classes, device, alpha, image_root, reporter, kept)
+            document = _evaluate_bundle(
+                model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest
+            )
         elif (model / "run.json").is_file():
+            if expected_digest is not None:
+                raise ConfigError(f"--expected-digest is about bundles, and {model} is a run: leave it out")
             prompts = template[0] if template and len(template) == 1 else template
             document = _evaluate_run(
                 model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
@@ -159,6 +164,7 @@ def _evaluate_bundle(
     image_root: Path | None,
     reporter: ProgressReporter,
     kept: "list[_Predicted]",
+    expected_digest: str | None,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -167,11 +173,11 @@ def _evaluate_bundle(
     from fastfsl.data.scoring import features_to_score, images_to_score, score
     from fastfsl.runtime import Classifier
 
-    manifest = read_manifest(model)
+    manifest = read_manifest(model, expected_digest)
     dataset = select_classes(load_dataset(data, image_root), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
-    classifier = Classifier.load(model, device=device, alpha=alpha)
+    classifier = Classifier.load(model, device=device, alpha=alpha, expected_digest=expected_digest)
     names = manifest.class_names
     counts = {}
     if isinstance(dataset, FeatureDataset):

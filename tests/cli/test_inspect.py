@@ -139,6 +139,24 @@ def test_predict_takes_the_expected_bundle_alone(fastfsl, image_bundle, photos):
     assert fastfsl("predict", image_bundle, photos, "--expected-digest", digest[::-1], "--json").exit_code == 2
 
 
+def test_bench_and_evaluate_take_the_expected_bundle_alone(fastfsl, image_bundle, write_bundle, tmp_path):
+    wrong = ("--expected-digest", "0" * 64)
+    for command in (("bench", image_bundle, "--seconds", 0.01), ("evaluate", image_bundle, tmp_path / "none")):
+        refused = fastfsl(*command, *wrong)
+        assert refused.exit_code == 2
+        assert bundle.bundle_digest(image_bundle) in refused.stderr
+    path, features = write_bundle(tmp_path / "features", with_encoder=False), tmp_path / "features.npz"
+    rows = np.eye(5, dtype=np.float32)[:3]
+    np.savez(features, test_features=rows, test_labels=np.arange(3), class_embeddings=rows, class_names=["ant", "bee", "cow"])
+    result = fastfsl("evaluate", path, features, "--expected-digest", bundle.bundle_digest(path))
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    of_run = fastfsl("evaluate", tmp_path / "run", features, *wrong)
+    assert of_run.exit_code == 2
+    assert "about bundles" in of_run.stderr
+
+
 def test_files_that_are_no_part_of_the_bundle_are_told(fastfsl, write_bundle, tmp_path):
     path = write_bundle(tmp_path / "bundle")
     assert fastfsl("inspect", path, "--json").document["unlisted"] == []
