@@ -31,7 +31,7 @@ def model_card(fields: dict[str, Any], readout: Readout | None) -> str:
         f"- Encoder: {_encoder(fields)}",
         f"- Support set: {shots} ({training['num_support']} in all), seed {training['seed']}",
         f"- Held-out support accuracy: {_held_out(fields['metrics'])}",
-        f"- Agreement with the fitted estimator: {_parity(fields['parity'])}",
+        f"- Agreement with the fitted estimator{_in_fp32(fields['precision'])}: {_parity(fields['parity'])}",
         *_precision(fields["precision"], fields["parity"]),
         *_kernels(fields["kernels"], fields["parity"]),
         "",
@@ -116,15 +116,21 @@ def _parity(parity: dict[str, Any]) -> str:
     )
 
 
+def _in_fp32(precision: str) -> str:
+    """Graphs are held to torch before their precision is changed."""
+    return "" if precision == "fp32" else f", of the graphs in fp32 that those in {precision} were made from"
+
+
 def _precision(precision: str, parity: dict[str, Any]) -> list[str]:
     report = parity.get("precision")
     if report is None:
         return []
     kept = f"; {len(report['fp32_layers'])} layers stayed fp32" if report.get("fp32_layers") else ""
+    checked = f"; {report['checked']}" if "checked" in report else ""
     about = (
         f"- {precision} against fp32: the same class for {100 * report['agreement']:.1f} % of {report['num_samples']} "
         f"{report['samples']}, accuracy there {100 * report['accuracy']:.1f} % against "
-        f"{100 * report['accuracy_fp32']:.1f} %{kept}"
+        f"{100 * report['accuracy_fp32']:.1f} %{kept}{checked}"
     )
     return [about]
 

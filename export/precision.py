@@ -60,7 +60,10 @@ def reduce_precision(
     flow = graphs.flow if with_flow and precision == "int8" else None
     parts = {name: model for name, model in (("visual", graphs.visual), ("flow", flow)) if model is not None}
     if not any(linear_layers(model) for model in parts.values()):
-        raise ConfigError(f"this run has neither an encoder nor a flow with layers for {precision}: export it as fp32")
+        raise ConfigError(
+            f"this run has nothing for {precision}, which is for an encoder and, with int8 and without --arch, for a "
+            "flow of one step or more: export it as fp32"
+        )
     samples, labels, origin = _samples(run, preprocessing)
     reference = answers(graphs, samples)
     about = {"samples": origin, "min_agreement": MIN_AGREEMENT, "allow_drop": allow_drop}

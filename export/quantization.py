@@ -107,6 +107,8 @@ def calibrate(
     probe.CopyFrom(model)
     del probe.graph.output[:]
     channels = {layer.source: len(layer.weight) for layer in linear_layers(model)}
+    if not channels:  # of a flow of no step, for one; a graph needs an output
+        return {}
     graph = probe.graph
     graph.initializer.append(numpy_helper.from_array(np.array([0]), "calibration_axis"))
     for index, (source, count) in enumerate(channels.items()):
@@ -201,7 +203,7 @@ class _Writer:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.absorbed: set[str] = set()
         self._quantized: dict[str, tuple[str, str, str]] = {}
-        self._vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+        self._lengths = {tensor.name: tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 1}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._bytes = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
         outputs = {value.name for value in graph.output}
@@ -222,7 +224,7 @@ class _Writer:
         if not bias and len(consumers) == 1 and consumers[0].op_type == "Add":
             (add,) = consumers
             others = [name for name in add.input if name != output]
-            if len(others) == 1 and others[0] in self._vectors:
+            if len(others) == 1 and self._lengths.get(others[0]) == layer.weight.shape[1]:
                 bias, output = others[0], add.output[0]
                 self.absorbed.add(output)
         inputs = [values, weight, scale, weight_scale, zero, "", bias]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fastfsl.encoders import Encoder
-from fastfsl.export.torch_export import TRACED_BATCH, to_onnx
+from fastfsl.export.torch_export import TRACED_BATCH, check_size, to_onnx
 from fastfsl.flow.readout import normalize
+from fastfsl.manifold import BlendedCLIP
 
 
 class _TokensToEmbedding(nn.Module):
@@ -36,9 +37,12 @@ def textual_graph(encoder: Encoder) -> onnx.ModelProto:
     (batch, d) float32, L2-normalised. The batch is dynamic.
 
     Raises:
-        BundleError: if the tower cannot be exported; the layer is named where it can be found.
+        BundleError: if the tower is too large or cannot be exported; the layer is named where it can be found.
     """
+    what = f"text tower of {encoder.backbone}"
+    clip = encoder.model.clip if isinstance(encoder.model, BlendedCLIP) else encoder.model
+    check_size(nn.ModuleList(part for name, part in clip.named_children() if name != "visual"), what)
     tokens = encoder.tokenizer(["a photo of a cat"] * TRACED_BATCH)
     module = tokens_to_embedding(encoder).cpu()
     with torch.no_grad():
-        return to_onnx(module, {"token_ids": tokens}, "text_embeds", f"text tower of {encoder.backbone}")
+        return to_onnx(module, {"token_ids": tokens}, "text_embeds", what)

@@ -12,9 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from fastfsl.bundle.onnx_graph import check_graph_file
 from fastfsl.encoders import Encoder, load_encoder
 from fastfsl.errors import BundleError
 from fastfsl.export.parity import visual_parity
+from fastfsl.export.quantization import calibrate, quantize
 from fastfsl.export.textual_graph import textual_graph, tokens_to_embedding
 from fastfsl.export.visual_graph import visual_graph
 from fastfsl.images import preprocess
@@ -38,10 +40,15 @@ def load(tmp_path_factory):
     return loaded
 
 
+def _open(model: bytes):
+    return create_session(model, "a tower", device="cpu", num_threads=1)
+
+
 def assert_text_matches(encoder):
     graph = textual_graph(encoder)
     assert graph.graph.output[0].type.tensor_type.shape.dim[0].dim_param
-    session = create_session(graph.SerializeToString(), "text", device="cpu")
+    check_graph_file(graph.SerializeToString(), "text tower")
+    session = _open(graph.SerializeToString())
     texts = ["a photo of a cat", "", "red kite", "word " * 99, "日本"]
     for batch in (1, 2, 5):
         ids = encoder.tokenizer(texts[-batch:])
@@ -57,8 +64,17 @@ def assert_text_matches(encoder):
 )
 def test_image_and_text_tower_match_torch(load, family):
     encoder = load(family)
-    report = visual_parity(encoder, visual_graph(encoder))
+    graph = visual_graph(encoder)
+    report = visual_parity(encoder, graph)
     assert report["batches"] == [1, 2, 5]
+    check_graph_file(graph.SerializeToString(), "image tower")
+    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    pixels = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
+    int8, layers = quantize(graph, calibrate(graph, [{"images": pixels}], _open))
+    assert layers
+    check_graph_file(int8.SerializeToString(), "image tower in int8")
+    expected, got = (_open(model.SerializeToString()).run(None, {"images": pixels})[0] for model in (graph, int8))
+    assert (expected * got).sum(axis=1).min() > 0.99
     assert report["max_abs_error"] < 1e-5
     assert_text_matches(encoder)
 
@@ -87,7 +103,9 @@ class _Untranslatable(nn.Module):
 
 @pytest.mark.parametrize("layer", [_Untraceable(), _Untranslatable()])
 def test_a_layer_that_cannot_be_exported_is_named(load, layer):
-    model = open_clip.CLIP(**{name: FAMILIES["openai-vit"][name] for name in ("embed_dim", "vision_cfg", "text_cfg")})
+    config = FAMILIES["openai-vit"]
+    vision = {**config["vision_cfg"], "layers": 2}  # the last block is exported in another form
+    model = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"])
     model.visual.transformer.resblocks[0].mlp.c_fc = nn.Sequential(
         model.visual.transformer.resblocks[0].mlp.c_fc, layer
     )
@@ -96,6 +114,15 @@ def test_a_layer_that_cannot_be_exported_is_named(load, layer):
     name = rf"in the layer clip\.visual\.transformer\.resblocks\.0\.mlp\.c_fc\.1 \({type(layer).__name__}\)"
     with pytest.raises(BundleError, match=f"image tower of .* cannot be exported.* {name}"):
         visual_graph(broken)
+
+
+def test_a_text_tower_beyond_two_gib_is_refused_at_once(load):
+    encoder = load("openai-vit")
+    clip = nn.Module()
+    clip.visual = nn.Linear(2**15, 2**14 + 1, device="meta")
+    clip.transformer = nn.Linear(2**15, 2**14 + 1, device="meta")
+    with pytest.raises(BundleError, match=r"text tower of .* has 2\.0 GiB of weights"):
+        textual_graph(Encoder(**{**vars(encoder), "model": clip}))
 
 
 @pytest.mark.slow

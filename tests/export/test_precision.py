@@ -81,9 +81,9 @@ def test_every_product_with_weights_is_int8_and_takes_the_pixels_as_bytes(visual
     ranges = calibrate(visual, [{"images": PIXELS[:4]}, {"images": PIXELS[4:]}], _open)
     int8, names = quantize(visual, ranges)
     onnx.checker.check_model(int8)
-    assert len(names) == len(linear_layers(visual)) == 26
+    assert len(names) == len(linear_layers(visual)) == 27
     kinds = Counter(node.op_type for node in int8.graph.node)
-    assert kinds["MatMulIntegerToFloat"] == 26
+    assert kinds["MatMulIntegerToFloat"] == 27
     assert kinds["Cast"] == 0  # of the pixels
     assert linear_layers(int8) == []
     assert int8.ByteSize() < visual.ByteSize() / 3
@@ -125,6 +125,33 @@ def test_a_product_is_its_formula():
     assert 0 < rounding_noise(linear_layers(model), {"x": found})["w"] < 1e-3
 
 
+def _graph(nodes, constants, outputs):
+    """Of `x` (n, 1) and constants."""
+    values = [helper.make_tensor_value_info(name, 1, ["n", size]) for name, size in (("x", 1), *outputs)]
+    constants = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_only_a_bias_of_every_output_goes_into_the_product():
+    product = helper.make_node("MatMul", ["x", "w"], ["p"])
+    model = _graph([product, helper.make_node("Add", ["p", "b"], ["y"])], {"w": [[1, 2, 3]], "b": [7]}, [("y", 3)])
+    x = np.array([[0.5], [1]], np.float32)
+    ranges = calibrate(model, [{"x": x}], _open)
+    int8, _ = quantize(model, ranges)
+    np.testing.assert_allclose(_open(int8.SerializeToString()).run(None, {"x": x})[0], x * [1, 2, 3] + 7, atol=0.05)
+    wide = _graph([product, helper.make_node("Add", ["p", "b"], ["y"])], {"w": [[2]], "b": [7, 8, 9]}, [("y", 3)])
+    int8, _ = quantize(wide, ranges)
+    np.testing.assert_allclose(_open(int8.SerializeToString()).run(None, {"x": x})[0], 2 * x + [7, 8, 9], atol=0.05)
+
+
+def test_a_flow_of_no_step_has_nothing_to_calibrate():
+    model = _graph([helper.make_node("Add", ["x", "b"], ["y"])], {"b": [7]}, [("y", 1)])
+    ranges = calibrate(model, [{"x": np.ones((2, 1), np.float32)}], _open)
+    assert ranges == {}
+    assert quantize(model, ranges) == (model, [])
+
+
 def _with_outliers(model: onnx.ModelProto, gain: float) -> tuple[onnx.ModelProto, set[str]]:
     """The same function with a few channels `gain` times larger before the second product of every third layer."""
     loud = onnx.ModelProto()
@@ -132,7 +159,8 @@ def _with_outliers(model: onnx.ModelProto, gain: float) -> tuple[onnx.ModelProto
     tensors = {tensor.name: tensor for tensor in loud.graph.initializer}
     norms = {node.output[0]: node for node in loud.graph.node if node.op_type == "LayerNormalization"}
     touched = set()
-    for layer in [layer for layer in linear_layers(loud) if layer.source in norms][1::3]:
+    readers = Counter(name for node in loud.graph.node for name in node.input)
+    for layer in [layer for layer in linear_layers(loud) if layer.source in norms and readers[layer.source] == 1][1::3]:
         factor = np.ones(len(layer.weight), np.float32)
         factor[::40] = gain
         for name in norms[layer.source].input[1:]:
@@ -180,9 +208,12 @@ def test_an_int8_bundle_is_smaller_and_says_how_it_compares(run, exported, tmp_p
     assert report["num_samples"] == 12
     assert report["samples"] == "support images"
     assert report["agreement"] >= 0.99
-    assert report["int8_layers"] == {"visual": 26, "flow": 5}
+    assert report["int8_layers"] == {"visual": 27, "flow": 5}
     assert manifest.files["visual/model.onnx"]["size"] < fp32.files["visual/model.onnx"]["size"] / 3
-    assert "int8 against fp32: the same class for" in (tmp_path / "int8" / "README.md").read_text()
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in ("int8", "fp32")}
+    assert "int8 against fp32: the same class for" in cards["int8"]
+    assert "fitted estimator, of the graphs in fp32 that those in int8 were made from: visual" in cards["int8"]
+    assert "fitted estimator: visual" in cards["fp32"]
     small, large = (Classifier.load(tmp_path / name, device="cpu", num_threads=1) for name in ("int8", "fp32"))
     paths = support_set(run).paths or ()
     assert small.describe()["precision"] == "int8"
@@ -199,6 +230,7 @@ def test_an_fp16_bundle_is_half_as_large_and_never_reaches_the_cpu(run, exported
     manifest = export_run(run, tmp_path / "fp16", precision="fp16")
     report = manifest.parity["precision"]
     assert "was not run" in report["checked"]
+    assert "the fp16 graph itself was not run" in (tmp_path / "fp16" / "README.md").read_text()
     assert report["agreement"] >= 0.99
     half = onnx.load(tmp_path / "fp16" / "visual" / "model.onnx")
     types = Counter(tensor.data_type for tensor in half.graph.initializer if len(tensor.dims) > 1)
