@@ -140,7 +140,11 @@ def _identify(data: bytes, name: str) -> Image.Image:
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     # Pillow's own limit can be switched off by the program around us; this one cannot.
-    most = MAX_PIXELS // 2 if image.format in _GREEDY_FORMATS else MAX_PIXELS
+    most = MAX_PIXELS
+    if image.format in _GREEDY_FORMATS:
+        most = MAX_PIXELS // 2
+    elif image.mode == "CMYK":  # 12 bytes a pixel: of a progressive JPEG, or as it was, turned, and in RGB
+        most = MAX_PIXELS * 3 // 4
     if width * height > most:
         raise DataError(f"{name}: {width}x{height} is more than {most} pixels; make it smaller")
     if width * height == 0:

@@ -103,6 +103,9 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     black = Image.new("RGB", (side, side))
     yield _encoded("jpg", black, {"exif": _exif(6)})
     yield _encoded("jpg", black, {"progressive": True, "subsampling": 0, "exif": _exif(6)})
+    print_side = int((MAX_PIXELS * 3 // 4) ** 0.5)
+    for options in ({"progressive": True, "subsampling": 0}, {"exif": _exif(6)}):
+        yield _encoded("jpg", Image.new("CMYK", (print_side, print_side)), options)
     yield _encoded("tiff", black, {"compression": "tiff_adobe_deflate", "exif": _exif(6)})
     yield _encoded("gif", Image.new("P", (side, side)), {"transparency": 0})
     if features.check("webp"):

@@ -256,6 +256,15 @@ def test_decoders_that_take_more_memory_get_smaller_pictures(monkeypatch, format
         open_image(_encoded(_noise(most // 10 + 1, 10), format_))
 
 
+def test_pictures_for_print_may_be_three_quarters_as_large(monkeypatch):
+    monkeypatch.setattr("fastfsl.images.opening.MAX_PIXELS", 100)
+    picture = _noise(75, 1).convert("CMYK")
+    assert open_image(_encoded(picture, "JPEG")).size == (75, 1)
+    for format_ in ("JPEG", "TIFF"):
+        with pytest.raises(DataError, match="is more than 75 pixels"):
+            open_image(_encoded(picture.resize((76, 1)), format_))
+
+
 def test_a_deep_grey_picture_is_read_in_strips(monkeypatch):
     """Numpy's copies of a whole one would take several times its memory."""
     values = np.arange(7 * 5, dtype=np.uint16).reshape(7, 5) * 1800
