@@ -32,8 +32,6 @@ PACKAGES = (
     "open_clip_torch",
     "onnx",
     "onnxscript",
-    "tokenizers",
-    "ftfy",
 )
 _NVIDIA_SMI_SECONDS = 10
 
