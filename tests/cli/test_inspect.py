@@ -147,7 +147,9 @@ def test_bench_and_evaluate_take_the_expected_bundle_alone(fastfsl, image_bundle
         assert bundle.bundle_digest(image_bundle) in refused.stderr
     path, features = write_bundle(tmp_path / "features", with_encoder=False), tmp_path / "features.npz"
     rows = np.eye(5, dtype=np.float32)[:3]
-    np.savez(features, test_features=rows, test_labels=np.arange(3), class_embeddings=rows, class_names=["ant", "bee", "cow"])
+    np.savez(
+        features, test_features=rows, test_labels=np.arange(3), class_embeddings=rows, class_names=["ant", "bee", "cow"]
+    )
     result = fastfsl("evaluate", path, features, "--expected-digest", bundle.bundle_digest(path))
     assert result.exit_code == 0, result.stderr
     (tmp_path / "run").mkdir()
