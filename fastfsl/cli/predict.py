@@ -117,7 +117,7 @@ def predict(
         count = len(files)
     else:
         # What comes through a pipe comes once and cannot be counted beforehand.
-        countable = listed is None or (listed != STDIN and (listed.is_file() or not listed.exists()))
+        countable = listed is None or not (listed == STDIN or listed.is_fifo() or listed.is_char_device())
         total = sum(1 for _ in _all(paths, listed)) if countable else None
         settings = {"digest": about["digest"], "top_k": top_k, "batch": batch, "preprocess": preprocess, "alpha": alpha}
         counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)

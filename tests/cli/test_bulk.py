@@ -321,6 +321,7 @@ def test_a_disk_that_refuses_is_told_with_the_way_on(bulk, many, tmp_path, monke
         (["--resume"], "name one"),
         (["--output", "{tmp}"], "must end in"),
         (["--list", "{tmp}/missing.txt", "--output", "{tmp}/rows.jsonl"], "no such file"),
+        (["--list", "{tmp}", "--output", "{tmp}/rows.jsonl"], "is a directory"),
         (["--preprocess", "quick", "--output", "{tmp}/rows.jsonl"], "preprocess must be one of"),
         (["--image-threads", "0"], "image_threads"),
     ],
