@@ -15,10 +15,11 @@ from fastfsl.export.accuracy_gate import compare
 def run(run_fastfsl, tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     means, labels = rng.normal(size=(4, 16)), np.repeat(np.arange(4), 5)
-    features = {f"{split}_features": means[labels] + 0.2 * rng.normal(size=(20, 16)) for split in ("train", "test")}
+    train, test = (means[labels] + 0.2 * rng.normal(size=(2, 20, 16))).astype(np.float32)
     np.savez(
         folder / "features.npz",
-        **{name: rows.astype(np.float32) for name, rows in features.items()},
+        train_features=train,
+        test_features=test,
         train_labels=labels,
         test_labels=labels,
         class_embeddings=means.astype(np.float32),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import platform
 
 import pytest
 
 from fastfsl.runtime import Classifier, loading
-from fastfsl.runtime import precision as precision_module
 from fastfsl.runtime.precision import int8_warning
 
 
 @pytest.fixture
 def cpuinfo(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision_module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
     def write(flags):
         file = tmp_path / "cpuinfo"
@@ -38,7 +38,7 @@ def test_int8_without_vnni_is_warned_of(cpuinfo, monkeypatch, flags, warned):
     assert (int8_warning("int8", file) is not None) is warned
     assert int8_warning("fp32", file) is None
     assert int8_warning("int8", file.with_name("none")) is None  # no Linux
-    monkeypatch.setattr(precision_module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert int8_warning("int8", file) is None
 
 
