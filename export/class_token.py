@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
@@ -48,7 +49,8 @@ def class_token_alone(tower: nn.Module) -> Iterator[None]:
     if not _has_class_token(tower):
         yield
         return
-    blocks = tower.transformer.resblocks
+    visual: Any = tower
+    blocks = visual.transformer.resblocks
     last = blocks[-1]
     blocks[-1] = _LastBlock(last)
     try:
@@ -58,17 +60,21 @@ def class_token_alone(tower: nn.Module) -> Iterator[None]:
 
 
 def _has_class_token(tower: nn.Module) -> bool:
+    visual: Any = tower  # of a module, any attribute is a tensor or a module to the type checker
     return (
         type(tower) is VisionTransformer
-        and tower.pool_type == "tok"
-        and tower.attn_pool is None
-        and not tower.output_tokens
-        and type(tower.transformer) is Transformer
-        and tower.transformer.batch_first
-        and len(tower.transformer.resblocks) > 0
-        and type(tower.transformer.resblocks[-1]) is ResidualAttentionBlock
-        and not hasattr(tower.transformer.resblocks[-1], "ln_1_kv")
-        and type(tower.transformer.resblocks[-1].attn) is nn.MultiheadAttention
-        and tower.transformer.resblocks[-1].attn.in_proj_weight is not None
-        and tower.transformer.resblocks[-1].attn.in_proj_bias is not None
+        and visual.pool_type == "tok"
+        and visual.attn_pool is None
+        and not visual.output_tokens
+        and type(visual.transformer) is Transformer
+        and visual.transformer.batch_first
+        and len(visual.transformer.resblocks) > 0
+        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
+        and not hasattr(visual.transformer.resblocks[-1], "ln_1_kv")
+        and type(visual.transformer.resblocks[-1].attn) is nn.MultiheadAttention
+        and _is_packed(visual.transformer.resblocks[-1].attn)
     )
+
+
+def _is_packed(attention: Any) -> bool:  # noqa: ANN401 - torch says that there always is a weight; there is not
+    return attention.in_proj_weight is not None and attention.in_proj_bias is not None

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -89,7 +90,8 @@ def test_variants_of_the_tower_match(tmp_path, changes):
     # 17 tokens, 2 heads: the last block has one query where the class token is all that is pooled.
     shapes = {tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:] for value in graph.graph.value_info}
     assert ((2, 1, 17) in shapes) == (changes.get("pool_type") != "avg")
-    assert type(encoder.model.visual.transformer.resblocks[-1]) is open_clip.transformer.ResidualAttentionBlock
+    tower: Any = encoder.model.visual
+    assert type(tower.transformer.resblocks[-1]) is open_clip.transformer.ResidualAttentionBlock
 
 
 @pytest.mark.slow

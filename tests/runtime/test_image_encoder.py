@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ class _Means:
 )
 def test_a_processor_gets_as_many_images_at_once_as_its_caches_hold(provider, batches):
     preprocessing = Preprocessing((4, 4), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    session = _Means(provider)
+    session: Any = _Means(provider)
     encoder = ImageEncoder(session, ImageReader(preprocessing), 3, None, num_threads=2)
     images = np.random.default_rng(0).integers(0, 256, (37, 4, 4, 3), dtype=np.uint8)
     np.testing.assert_array_equal(encoder.embed(images), images.mean(axis=(1, 2)).astype(np.float32))
