@@ -156,7 +156,7 @@ def test_manifests_with_any_bytes_changed(edits, cut):
         (b'{"format_version": 0}', "must be 1, got 0"),
         (b'{"format_version": true}', "must be 1, got True"),
         (json.dumps({**_VALID, "surprise": 1}).encode(), "newer fastfsl"),
-        (json.dumps({**_VALID, "precision": "fp16"}).encode(), "'precision' must be one of fp32, got 'fp16'"),
+        (json.dumps({**_VALID, "precision": "fp8"}).encode(), "'precision' must be one of fp32, fp16, int8, got 'fp8'"),
         (json.dumps({**_VALID, "metrics": json.loads("[" * 40 + "]" * 40)}).encode(), "deeply"),
         (json.dumps({**_VALID, "encoder": None}).encode(), "come together"),
         (json.dumps({**_VALID, "preprocessing": None}).encode(), "come together"),
@@ -244,7 +244,7 @@ def test_a_blend_may_be_left_out_and_holds_its_weight(alpha):
         assert Manifest.from_json(json.dumps(values).encode()).blend is None
 
 
-@pytest.mark.parametrize("key", [key for key in _VALID if key not in {"read_steps", "blend", "kernels"}])
+@pytest.mark.parametrize("key", [key for key in _VALID if key not in {"read_steps", "blend", "kernels", "text"}])
 def test_every_other_key_is_required(key):
     with pytest.raises(BundleError, match=key):
         Manifest.from_json(json.dumps({k: v for k, v in _VALID.items() if k != key}).encode())
