@@ -73,6 +73,7 @@ def test_a_short_run_is_seeded_and_saves_what_open_clip_loads(small_atlas, tmp_p
         assert torch.equal(tensor, first.state_dict()[name].half().float()), name
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(small_atlas):
     lines: list[str] = []
     recipe = contrastive.Recipe(steps=60, batch_size=32, learning_rate=3e-3, warmup_steps=10, digit_share=1.0)
