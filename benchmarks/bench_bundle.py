@@ -4,17 +4,11 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastfsl.cli.bench import run_bench
-from fastfsl.cli.demo import demo_config
-from fastfsl.demo.digits import write_digits
-from fastfsl.export.bundle_writer import export_run
-from fastfsl.fit.evaluate import evaluate_run
-from fastfsl.fit.train import train
 from fastfsl.runtime import Classifier
 
 SIZES, SECONDS = (1, 8, 32), 4.0
@@ -41,19 +35,8 @@ print(json.dumps({**found, "after": memory("VmRSS"), "peak": memory("VmHWM")}))
 """
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Path, Path, float]:
-    """The demo's bundle, its test scans, and the accuracy of its run in torch."""
-    folder = tmp_path_factory.mktemp("demo")
-    write_digits(folder / "data")
-    run = train(folder / "data", demo_config(16, 0), cache_dir=folder / "cache")
-    export_run(run, folder / "bundle")
-    accuracy = evaluate_run(run, folder / "data", cache_dir=folder / "cache").accuracy
-    return folder / "bundle", folder / "data" / "test", accuracy
-
-
 def bench_bundle_latency(benchmark, record, demo):
-    bundle, scans, accuracy = demo
+    bundle, scans = demo.folder / "bundle", demo.folder / "data" / "test"
     document = benchmark.pedantic(lambda: run_bench(bundle, SIZES, SECONDS, OPTIONS, scans), rounds=1)
     benchmark.extra_info.update(rows=document["rows"], provider=document["rows"][0]["provider"])
     described = document["described"]
@@ -68,7 +51,7 @@ def bench_bundle_latency(benchmark, record, demo):
     files = sorted(scans.rglob("*.png"))
     with Classifier.load(bundle, device="cpu") as classifier:
         right = [p.label == file.parent.name for p, file in zip(classifier.predict(files), files, strict=True)]
-    assert np.mean(right) == pytest.approx(accuracy, abs=1e-3)
+    assert np.mean(right) == pytest.approx(demo.document["rows"][1]["accuracy"], abs=1e-3)
     rows = {row["batch"]: row for row in document["rows"]}
     assert all(row["provider"] == "CPUExecutionProvider" for row in rows.values())
     assert rows[32]["images_per_second"] > rows[1]["images_per_second"]
@@ -96,9 +79,8 @@ def bench_import(benchmark, record):
 
 
 def bench_memory(benchmark, record, demo):
-    bundle, scans, _ = demo
-    files = [str(file) for file in sorted(scans.rglob("*.png"))]
-    argument = json.dumps([str(bundle), files, WARM_UP, PREDICTIONS])
+    files = [str(file) for file in sorted((demo.folder / "data" / "test").rglob("*.png"))]
+    argument = json.dumps([str(demo.folder / "bundle"), files, WARM_UP, PREDICTIONS])
 
     def predict() -> dict[str, int]:
         command = [sys.executable, "-c", MEMORY_PROGRAM, argument]

@@ -8,13 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pytest
 from PIL import Image
-
-from fastfsl.cli.demo import demo_config, run_demo
-from fastfsl.fit.train import SilentReporter
 
 ROUNDS = 7
 MOST_SECONDS = 1.0
@@ -34,15 +29,6 @@ print(json.dumps([after - before for before, after in zip(clock, clock[1:])]))
 """
 
 
-@pytest.fixture
-def bundle(tmp_path) -> Path:
-    made = Path("demo-out/bundle")
-    if not (made / "manifest.json").exists():
-        run_demo(tmp_path / "demo", demo_config(16, 0), reporter=SilentReporter())
-        made = tmp_path / "demo" / "bundle"
-    return made
-
-
 def _process(code: str, *arguments: object) -> tuple[float, str]:
     """Seconds from start to end of a process, and what it printed."""
     start = time.perf_counter()
@@ -52,7 +38,7 @@ def _process(code: str, *arguments: object) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def bench_cold_start(benchmark, record, bundle, tmp_path):
+def bench_cold_start(benchmark, record, demo, tmp_path):
     photo = tmp_path / "photo.png"
     Image.radial_gradient("L").save(photo)
     library, whole, stages = [], [], []
@@ -60,7 +46,7 @@ def bench_cold_start(benchmark, record, bundle, tmp_path):
     def rounds():
         for round_number in range(ROUNDS + 1):
             seconds = _process(LIBRARY)[0]
-            total, printed = _process(FIRST_PREDICTION, bundle, photo)
+            total, printed = _process(FIRST_PREDICTION, demo.folder / "bundle", photo)
             if round_number:  # the first round fills the page cache
                 library.append(seconds)
                 whole.append(total)

@@ -22,7 +22,7 @@ from fastfsl.images import exact_pixels, fast_pixels, open_image
 from fastfsl.images.prepared import MARGIN
 from fastfsl.runtime import Classifier
 
-BATCH, IMAGES, ROUNDS = 32, 64, 7
+BATCH, IMAGES, ROUNDS = 32, 64, 5
 SIDES = ("torch", "exact", "fast")
 # Threads of the graphs, and threads that decode.
 DIVISIONS = ((1, 1), (1, 2), (2, 1), (2, 2))
@@ -96,6 +96,7 @@ def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos):
     assert min(speedups.values()) >= 3
 
 
+@pytest.mark.slow  # `make bench-all`
 def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatch):
     """What two cores gain from reading ahead, and how many threads should decode."""
     files = [photos[index % len(photos)] for index in range(IMAGES)]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -54,6 +54,23 @@ def record(request) -> Callable[[str, dict[str, Any]], None]:
             (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     return keep
+
+
+class Demo(NamedTuple):
+    """The demo of one seed: its folder, with data, run and bundle, and the figures of its table."""
+
+    folder: Path
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Demo:
+    """Trained once for all benchmarks that want a bundle of today's sources."""
+    from fastfsl.cli.demo import demo_config, run_demo  # only now: the record needs no torch
+    from fastfsl.fit.train import SilentReporter
+
+    folder = tmp_path_factory.mktemp("demo")
+    return Demo(folder, run_demo(folder, demo_config(16, 0), reporter=SilentReporter()))
 
 
 def made_with(command: str, *, device: str | None = None, commit: str | None = None) -> dict[str, Any]:
