@@ -107,19 +107,19 @@ def run_demo(out: Path, config: "TrainConfig", *, reporter: "Reporter") -> dict[
         {
             "name": "zero-shot CLIP, torch",
             "accuracy": float((zero_shot == labels).mean()),
-            **_latency(lambda batch: _encode(base, batch) @ texts.T, pictures),
+            **latency(lambda batch: _encode(base, batch) @ texts.T, pictures),
             "size_bytes": _num_bytes(base.model),
         },
         {
             "name": f"{config.method}{steps}, torch",
             "accuracy": float((in_torch.argmax(axis=1) == labels).mean()),
-            **_latency(lambda batch: run.probabilities(_encode(tuned, batch), lambda: base), pictures),
+            **latency(lambda batch: run.probabilities(_encode(tuned, batch), lambda: base), pictures),
             "size_bytes": _num_bytes(base.model) + 4 * run.record.num_parameters,
         },
         {
             "name": "the bundle, runtime",
             "accuracy": float((in_runtime.argmax(axis=1) == labels).mean()),
-            **_latency(classifier.probabilities, pictures),
+            **latency(classifier.probabilities, pictures),
             "size_bytes": bundle_bytes,
         },
     ]
@@ -208,6 +208,27 @@ def demo_config(shots: int, seed: int, method: str = "fma", tuning: Mapping[str,
     )
 
 
+def latency(classify: Callable[[list["Image.Image"]], Any], pictures: list["Image.Image"]) -> dict[str, float]:
+    """Median milliseconds an image, from a decoded image to probabilities, by batch size.
+
+    Args:
+        classify: takes pictures.
+        pictures: as many as the largest batch has.
+
+    Returns:
+        ``ms_per_image_batch_1`` and so on.
+    """
+    figures = {}
+    for batch in _BATCHES:
+        times = []
+        for _ in range(_ROUNDS[batch]):
+            start = time.perf_counter()
+            classify(pictures[:batch])
+            times.append(time.perf_counter() - start)
+        figures[f"ms_per_image_batch_{batch}"] = 1000 * statistics.median(times[2:]) / batch
+    return figures
+
+
 def _claim(out: Path, *, force: bool) -> None:
     """Take `out` for the demo: a new or empty folder, an unfinished demo, or with `force` a finished one."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -238,19 +259,6 @@ def _encode(encoder: "Encoder", batch: list["Image.Image"]) -> "NDArray[np.float
         torch.stack([encoder.transform(picture) for picture in batch])
     ).numpy()
     return features
-
-
-def _latency(classify: Callable[[list["Image.Image"]], Any], pictures: list["Image.Image"]) -> dict[str, float]:
-    """Median milliseconds an image, from a decoded image to probabilities, by batch size."""
-    figures = {}
-    for batch in _BATCHES:
-        times = []
-        for _ in range(_ROUNDS[batch]):
-            start = time.perf_counter()
-            classify(pictures[:batch])
-            times.append(time.perf_counter() - start)
-        figures[f"ms_per_image_batch_{batch}"] = 1000 * statistics.median(times[2:]) / batch
-    return figures
 
 
 def _num_bytes(module: Any) -> int:  # noqa: ANN401  # a torch module; torch stays unimported here
