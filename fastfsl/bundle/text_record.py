@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from fastfsl.bundle.tokenizer_file import MAX_TOKENIZER_BYTES
 from fastfsl.bundle.untrusted import AGAIN, is_positive
 from fastfsl.errors import BundleError
 
@@ -14,8 +15,8 @@ TOKENIZER = "textual/tokenizer.json"
 TEXT_CLASSES = "textual/classes.safetensors"
 TEXT_CLEANING = ("lower", "whitespace", "canonicalize")
 
-# The longest context in open_clip is 77 ids, its largest vocabulary 256 000; ImageNet has 80 templates.
-MAX_CONTEXT, MAX_VOCABULARY, MAX_TEMPLATES = 4096, 2**21, 4096
+# The longest context in open_clip is 77 ids, its largest vocabulary 256 000; ImageNet has 80 short templates.
+MAX_CONTEXT, MAX_VOCABULARY, MAX_TEMPLATES, MAX_TEMPLATE = 4096, 2**21, 4096, 1024
 
 _KEYS = {"context_length", "vocab_size", "clean", "strip_id", "templates", "linear_scale"}
 
@@ -35,7 +36,7 @@ def is_text(value: object) -> bool:
         and (strip_id is None or strip_id == 0 or _is_count(strip_id, MAX_VOCABULARY))
         and isinstance(templates, list)
         and 0 < len(templates) <= MAX_TEMPLATES
-        and all(isinstance(template, str) and template.count("{}") == 1 for template in templates)
+        and all(isinstance(one, str) and len(one) <= MAX_TEMPLATE and one.count("{}") == 1 for one in templates)
         and (is_positive(value["linear_scale"]) or _is_zero(value["linear_scale"]))
     )
 
@@ -48,6 +49,9 @@ def check_text_files(values: dict[str, Any], path: str | os.PathLike[str], *, wi
         expected = {TEXT_GRAPH, TOKENIZER} | ({TEXT_CLASSES} if with_flow else set())
         if values["encoder"] is None:
             raise BundleError(f"{path}: 'text' goes with an encoder, and 'encoder' is null; {AGAIN}")
+    size = values["files"].get(TOKENIZER, {"size": 0})["size"]
+    if size > MAX_TOKENIZER_BYTES:
+        raise BundleError(f"{path}: {TOKENIZER} has {size} bytes, more than the {MAX_TOKENIZER_BYTES} allowed; {AGAIN}")
     if found != expected:
         raise BundleError(
             f"{path}: 'text' and the flow ask for {sorted(expected)} in textual/, got {sorted(found)}; {AGAIN}"

@@ -82,8 +82,17 @@ def wrong_size(path: Path, expected: int, found: int) -> BundleError:
     return BundleError(f"{path}: truncated or altered: expected {expected} bytes, got {found}; {AGAIN}")
 
 
-def strict_json(data: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object without duplicate keys, NaN, infinities, lone surrogates or deep nesting."""
+def strict_json(data: bytes, path: str | os.PathLike[str], *, max_depth: int | None = MAX_JSON_DEPTH) -> dict[str, Any]:
+    """A JSON object without duplicate keys, NaN, infinities, lone surrogates or deep nesting.
+
+    Args:
+        data: bytes of the file.
+        path: what messages call it.
+        max_depth: lists and objects in one another; None: whoever reads the object bounds that, numbers and surrogates.
+
+    Raises:
+        BundleError: it is anything else.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -96,7 +105,8 @@ def strict_json(data: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
-        _check_json(value, MAX_JSON_DEPTH)
+        if max_depth is not None:
+            _check_json(value, max_depth)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfsl.bundle.tokenizer_file import check_tokenizer_file
 from fastfsl.errors import BundleError, ConfigError
 
 _REMEDY = "pip install 'fastfsl[text]'"
@@ -33,14 +34,8 @@ class Tokenizer:
         self._fix_text, tokenizers = _packages()
         self._text = text
         self._path = path
+        check_tokenizer_file(data, str(path), text["context_length"])
         self._tokenizer = self._guarded(lambda: tokenizers.Tokenizer.from_str(data.decode()))
-        length = text["context_length"]
-        cut, padding = self._tokenizer.truncation or {}, self._tokenizer.padding or {}
-        if cut.get("max_length") != length or padding.get("length") != length:
-            raise BundleError(
-                f"{path}: expected texts to be cut and padded to {length} ids, got {cut.get('max_length')} and "
-                f"{padding.get('length')}; export the bundle again"
-            )
 
     def clean(self, text: str) -> str:
         """A text as the tokenizer gets it: mended, entities read, blanks made single, and what the model wants beside.

@@ -21,16 +21,15 @@ def test_texts_are_cut_and_padded():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "the tokenizer fails"),
-        (b"\xff", "the tokenizer fails"),
-        (b"[" * 100_000, "the tokenizer fails"),
+        (b"", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
         (tokenizer_json(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}), "the tokenizer fails"),
-        (tokenizer_json(padding=None), "expected texts to be cut and padded to 4 ids, got 4 and None"),
-        (tokenizer_json(truncation=None), "got None and 4"),
+        (tokenizer_json(padding=None), "its padding is no object"),
     ],
 )
 def test_a_file_that_is_no_such_tokenizer_is_refused(data, words):
-    with pytest.raises(BundleError, match=f"tokenizer.json: .*{words}.*export the bundle again"):
+    with pytest.raises(BundleError, match=f"tokenizer.json: .*{words}.*export (it|the bundle) again"):
         _tokenizer(data)
 
 
