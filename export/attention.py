@@ -1,8 +1,9 @@
-"""Attention as few plain operators: three products, one softmax, and nothing copied that need not be.
+"""Attention as one operator where ONNX Runtime has it, else as few plain ones, with nothing copied that need not be.
 
 torch's own translation moves every query, key and value through half a dozen reshapes and transposes of its own and of
-`nn.MultiheadAttention`'s. The operators below are those of the ONNX standard: ONNX Runtime's MultiHeadAttention was no
-faster on a CPU (50 and 197 tokens, batch 1 and 16), and slower beside int8 products.
+`nn.MultiheadAttention`'s. A layer without a mask is ONNX Runtime's Attention, the projection to queries, keys and
+values included, which has an int8 form (QAttention). Elsewhere the operators are those of the ONNX standard: ONNX
+Runtime's MultiHeadAttention was no faster than they are (50 and 197 tokens, batch 1 and 16), and slower in int8.
 """
 
 import contextlib
@@ -27,6 +28,8 @@ class _PlainAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.attention = attention
+        # Transposed, as Attention takes it: a transposition would be an operator of the graph, and no constant.
+        self.in_proj_weight = nn.Parameter(attention.in_proj_weight.detach().T.contiguous(), requires_grad=False)
 
     def forward(
         self,
@@ -40,6 +43,12 @@ class _PlainAttention(nn.Module):
         attention = self.attention
         if query is not key or key is not value or options.get("key_padding_mask") is not None:
             return attention(query, key, value, attn_mask=attn_mask, **options)  # type: ignore[no-any-return]  # nn.Module
+        if attn_mask is None and attention.in_proj_bias is not None:
+            inputs, options = (query, self.in_proj_weight, attention.in_proj_bias), {"num_heads": attention.num_heads}
+            mixed = torch.onnx.ops.symbolic(
+                "com.microsoft::Attention", inputs, options, dtype=query.dtype, shape=query.shape, version=1
+            )
+            return attention.out_proj(mixed), None
         packed = F.linear(query, attention.in_proj_weight, attention.in_proj_bias)
         heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1)]
         if attn_mask is not None and attn_mask.dtype == torch.bool:  # True forbids here, and allows there

@@ -3,9 +3,11 @@
 A linear layer y = x W + b becomes y = s_x s_w (q_x - z) Q_w + b with q_x = round(x / s_x) + z in 0..255, s_x and z of
 the layer's input, Q_w in -127..127 and s_w of each output channel; everything else stays float32. The ranges are
 constants, so what an image gets does not depend on the others in its batch, as it would with onnxruntime's
-`quantize_dynamic`. Its `quantize_static` writes pairs of QuantizeLinear and DequantizeLinear around MatMul, which take
-twice as long on a CPU as MatMulIntegerToFloat (ViT-B/32 on two cores: 27 against 13 ms). So the lines that place the
-operators are here.
+`quantize_dynamic`. The projection inside Attention is such a layer too; its softmax stays float32.
+
+`quantize_static` of onnxruntime writes pairs of QuantizeLinear and DequantizeLinear around MatMul, which take twice as
+long on a CPU as MatMulIntegerToFloat (ViT-B/32 on two cores: 27 against 13 ms). So the lines that place the operators
+are here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,6 +24,7 @@ from fastfsl.runtime.session import Session
 Rows = NDArray[np.float64]
 
 MICROSOFT = "com.microsoft"
+_PRODUCTS = {("", "MatMul"), ("", "Gemm"), (MICROSOFT, "Attention")}
 _LEVELS = 255
 _STATISTICS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "square": "ReduceSumSquare"}
 
@@ -32,9 +35,9 @@ class Linear:
 
     Attributes:
         name: of the weights' initialiser, and of the layer wherever one is named.
-        node: the MatMul or Gemm.
+        node: the MatMul, the Gemm, or the Attention that begins with the product.
         weight: (K, N).
-        bias: (N,) of a Gemm, or None.
+        bias: (N,) of a Gemm or an Attention, or None.
     """
 
     name: str
@@ -70,12 +73,12 @@ class Range:
 
 
 def linear_layers(model: onnx.ModelProto) -> list[Linear]:
-    """What can be quantised: MatMul and plain Gemm with float32 weights of rank 2 that no caller can override."""
+    """What can be quantised: MatMul, plain Gemm and Attention with float32 weights that no caller can override."""
     inputs = {value.name for value in model.graph.input}
     constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in inputs}
     layers = []
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.domain:
+        if (node.domain, node.op_type) not in _PRODUCTS:
             continue
         weight = constants.get(node.input[1])
         if weight is None or len(weight.dims) != 2 or weight.data_type != TensorProto.FLOAT:
@@ -184,6 +187,9 @@ def quantize(
         layer = layers.get(node.output[0])
         if layer is not None:
             nodes += writer.product(layer, ranges[layer.source])
+        elif (node.domain, node.op_type) == (MICROSOFT, "Gelu") and node.input[0] in writer.products:
+            # Its approximation by tanh is off by less than 0.0005, far less than the product's rounding.
+            nodes.append(helper.make_node("FastGelu", node.input, node.output, domain=MICROSOFT))
         elif node.output[0] not in writer.absorbed:
             nodes.append(node)
     del quantized.graph.node[:]
@@ -202,12 +208,15 @@ class _Writer:
         graph = model.graph
         self.constants: dict[str, onnx.TensorProto] = {}
         self.absorbed: set[str] = set()
+        self.products: set[str] = set()
         self._quantized: dict[str, tuple[str, str, str]] = {}
-        self._lengths = {tensor.name: tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 1}
+        inputs = {value.name for value in graph.input}
+        constants = [tensor for tensor in graph.initializer if tensor.name not in inputs]
+        self._lengths = {tensor.name: tensor.dims[0] for tensor in constants if len(tensor.dims) == 1}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._bytes = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
-        outputs = {value.name for value in graph.output}
-        self._consumers: dict[str, list[onnx.NodeProto]] = {name: [] for name in outputs}
+        self._outputs = {value.name for value in graph.output}
+        self._consumers: dict[str, list[onnx.NodeProto]] = {name: [] for name in self._outputs}
         for node in graph.node:
             for name in node.input:
                 self._consumers.setdefault(name, []).append(node)
@@ -220,8 +229,13 @@ class _Writer:
         values, scale, zero = self._quantized[layer.source]
         weight, weight_scale = self._weight(layer)
         bias, output = layer.bias or "", layer.node.output[0]
+        if layer.node.op_type == "Attention":
+            inputs = [values, weight, bias, scale, weight_scale, "", zero]
+            heads = {attribute.name: helper.get_attribute_value(attribute) for attribute in layer.node.attribute}
+            nodes.append(helper.make_node("QAttention", inputs, [output], domain=MICROSOFT, **heads))
+            return nodes
         consumers = self._consumers[output]
-        if not bias and len(consumers) == 1 and consumers[0].op_type == "Add":
+        if not bias and len(consumers) == 1 and consumers[0].op_type == "Add" and output not in self._outputs:
             (add,) = consumers
             others = [name for name in add.input if name != output]
             if len(others) == 1 and self._lengths.get(others[0]) == layer.weight.shape[1]:
@@ -229,6 +243,7 @@ class _Writer:
                 self.absorbed.add(output)
         inputs = [values, weight, scale, weight_scale, zero, "", bias]
         nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=MICROSOFT))
+        self.products.add(output)
         return nodes
 
     def _quantize(self, source: str, found: Range) -> list[onnx.NodeProto]:

@@ -336,12 +336,12 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[An
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A thread that waits for the next operator spins for 5 microseconds and then sleeps. Spinning for as long as ONNX
+    # A thread that waits for the next operator spins for 20 microseconds and then sleeps. Spinning for as long as ONNX
     # Runtime would takes the cores from whatever else runs, the other session of the same bundle included.
     brief = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= _SPIN_DURATION_SINCE
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if brief else "0")
     if brief:
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "5")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
     # A graph may keep weights in files beside it; of a model given as bytes onnxruntime looks for them in the working
     # directory. A bundle's graphs have none, and no file can lie below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)

@@ -30,11 +30,11 @@ def tiny():
 
 def test_a_vision_transformer_has_no_operator_that_is_not_needed(tiny):
     kinds = Counter(node.op_type for node in tiny.graph.node)
-    blocks = kinds["Softmax"]
-    assert blocks == 6
-    assert kinds["Gelu"] == blocks
-    assert kinds["LayerNormalization"] == 2 * blocks + 2
-    assert kinds["Transpose"] == 4 * blocks + 1  # queries, keys, values, what comes out; the patches
+    assert kinds["Attention"] == 5
+    assert kinds["Softmax"] == 1  # of the last block, where the class token alone asks
+    assert kinds["Gelu"] == 6
+    assert kinds["LayerNormalization"] == 2 * 6 + 2
+    assert kinds["Transpose"] == 4 + 1  # the last block's queries, keys, values and what comes out; the patches
     assert not {"Conv", "Erf", "Squeeze", "Unsqueeze"} & kinds.keys()
     onnx.checker.check_model(tiny)
 
@@ -106,12 +106,35 @@ def test_attention_with_a_mask_is_torchs(attention):
     np.testing.assert_allclose(run(model, x=x.numpy()), attention(x).numpy(), atol=1e-6)
 
 
+class _SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` as towers call it."""
+
+    def __init__(self, *, bias=True):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=bias)
+        if bias:  # zeros, as torch makes it
+            nn.init.normal_(self.attention.in_proj_bias)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_without_a_mask_is_one_operator(bias):
+    torch.manual_seed(0)
+    layer = _SelfAttention(bias=bias).eval()
+    model = to_onnx(layer, {"x": torch.zeros(TRACED_BATCH, 6, 8)}, "mixed", "attention")
+    assert ("Attention" in {node.op_type for node in model.graph.node}) == bias  # which needs one
+    x = torch.randn(3, 6, 8)
+    np.testing.assert_allclose(run(model, x=x.numpy()), layer(x).detach().numpy(), atol=1e-6)
+
+
 def test_attention_layers_are_as_they_were_after_an_export():
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
     holder: Any = nn.Sequential(nn.Sequential(layer)).eval()
     x = torch.randn(3, 5, 8)
     boolean = ~torch.ones(5, 5).tril().bool()
-    for mask in (None, boolean, torch.zeros(5, 5).masked_fill(boolean, -torch.inf)):
+    for mask in (boolean, torch.zeros(5, 5).masked_fill(boolean, -torch.inf)):
         expected = layer(x, x, x, need_weights=False, attn_mask=mask)[0]
         with plain_attention(holder):
             replaced = holder[0][0]

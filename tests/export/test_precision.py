@@ -83,7 +83,7 @@ def test_every_product_with_weights_is_int8_and_takes_the_pixels_as_bytes(visual
     onnx.checker.check_model(int8)
     assert len(names) == len(linear_layers(visual)) == 27
     kinds = Counter(node.op_type for node in int8.graph.node)
-    assert kinds["MatMulIntegerToFloat"] == 27
+    assert (kinds["MatMulIntegerToFloat"], kinds["QAttention"]) == (22, 5)
     assert kinds["Cast"] == 0  # of the pixels
     assert linear_layers(int8) == []
     assert int8.ByteSize() < visual.ByteSize() / 3
@@ -143,6 +143,28 @@ def test_only_a_bias_of_every_output_goes_into_the_product():
     wide = _graph([product, helper.make_node("Add", ["p", "b"], ["y"])], {"w": [[2]], "b": [7, 8, 9]}, [("y", 3)])
     int8, _ = quantize(wide, ranges)
     np.testing.assert_allclose(_open(int8.SerializeToString()).run(None, {"x": x})[0], 2 * x + [7, 8, 9], atol=0.05)
+
+
+def test_a_product_that_is_an_output_too_keeps_its_bias_outside():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
+    model = _graph(nodes, {"w": [[1, 2, 3]], "b": [7, 8, 9]}, [("y", 3), ("p", 3)])
+    x = np.array([[0.5], [1]], np.float32)
+    int8, _ = quantize(model, calibrate(model, [{"x": x}], _open))
+    y, p = _open(int8.SerializeToString()).run(["y", "p"], {"x": x})
+    np.testing.assert_allclose(p, x * [1, 2, 3], atol=0.05)
+    np.testing.assert_allclose(y - p, np.tile([7, 8, 9], (2, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [[], ["w"]])
+def test_only_after_an_int8_product_gelu_is_approximated(keep):
+    product = helper.make_node("MatMul", ["x", "w"], ["p"])
+    model = _graph([product, helper.make_node("Gelu", ["p"], ["y"], domain="com.microsoft")], {"w": [[3]]}, [("y", 1)])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
+    int8, _ = quantize(model, calibrate(model, [{"x": x}], _open), keep=keep)
+    assert int8.graph.node[-1].op_type == ("Gelu" if keep else "FastGelu")
+    exact = _open(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(_open(int8.SerializeToString()).run(None, {"x": x})[0], exact, atol=0.03)
 
 
 def test_a_flow_of_no_step_has_nothing_to_calibrate():
