@@ -16,7 +16,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fastfsl.cli.parquet import check_parquet, write_parquet
+from fastfsl.cli.parquet import check_parquet, count_parquet, write_parquet
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.files import staged_file
 
@@ -74,6 +74,25 @@ class BulkOutput:
     def complete(self) -> bool:
         """Whether the output is there, and no interrupted run that was to replace it."""
         return os.path.lexists(self.path) and not os.path.lexists(self.partial / _ROWS)
+
+    def counts(self) -> Counts:
+        """Of a complete output, as of a run that had nothing left to do.
+
+        Raises:
+            DataError: it holds no rows of predictions.
+        """
+        try:
+            if self.path.suffix == ".parquet":
+                images, errors = count_parquet(self.path)
+            else:
+                with self.path.open("rb") as file:
+                    failed = ["error" in _row(line) for line in file]
+                images, errors = len(failed), sum(failed)
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self.path} holds no rows of predictions; pass --force to replace it") from error
+        return Counts(images, errors, images, 0.0)
 
     @contextmanager
     def rows(self, settings: Mapping[str, Any], batch: int) -> Iterator[Rows]:
@@ -154,8 +173,7 @@ class Rows:
         self._file.seek(0)
         for number in range(1, self.kept + 1):
             try:
-                row = json.loads(self._file.readline())
-                row["input"]
+                row = _row(self._file.readline())
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(f"{self._where}: row {number} is damaged; pass --force to begin anew") from error
             yield row
@@ -207,8 +225,8 @@ class Counts(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Images a second."""
-        return (self.images - self.kept) / self.seconds
+        """Images a second; 0 if there were none left."""
+        return (self.images - self.kept) / self.seconds if self.seconds else 0.0
 
 
 def classify(
@@ -270,6 +288,13 @@ def row_of(file: Path, prediction: Prediction) -> dict[str, Any]:
         "probabilities": list(prediction.probabilities),
         "known": prediction.known,
     }
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """One line of a file; ValueError, TypeError or KeyError if it is none of ours."""
+    row: dict[str, Any] = json.loads(line)
+    row["input"]
+    return row
 
 
 @contextmanager

@@ -49,6 +49,22 @@ def write_parquet(lines: Path, target: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
+def count_parquet(file: Path) -> tuple[int, int]:
+    """Rows of a file that `write_parquet` wrote, and how many of them are errors.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is another file.
+        KeyError: likewise.
+    """
+    found = check_parquet().parquet.ParquetFile(file)
+    rows = errors = 0
+    for batch in found.iter_batches(columns=["input", "error"]):
+        rows += batch.num_rows
+        errors += batch.num_rows - batch.column("error").null_count
+    return rows, errors
+
+
 def _text(row: dict[str, Any]) -> dict[str, Any]:
     """The row with the bytes of a file's name that are no text replaced: Parquet's strings are UTF-8."""
     return {

@@ -24,6 +24,8 @@ _STEP = 32
 # Longer paths push their classes to the right instead of everybody's.
 _MAX_PATH_COLUMN = 60
 _UNREADABLE, _INTERRUPTED = 1, 130
+# Of `Classifier.describe`, in a JSON document.
+_ABOUT = ("digest", "providers", "flow", "preprocess")
 
 
 def predict(
@@ -82,7 +84,7 @@ def predict(
 
     With --output each image becomes one row: input, labels, probabilities and known, or input and error. The file
     appears under its name when it is complete; until then its rows are in OUTPUT.partial, where --resume continues
-    them with the same bundle, options and images.
+    them with the same bundle, options and images, on the same kind of device.
     """
     from fastfsl.runtime import Classifier
 
@@ -96,6 +98,10 @@ def predict(
     target = None if output is None else BulkOutput(output, resume=resume, force=force)
     if target is not None and target.complete and resume:
         warn(f"{output} is complete: nothing to resume")
+        counts = target.counts()
+        # Nothing was loaded, and what made the rows is not in them.
+        _summary(target.path, counts, {"bundle": str(bundle), **dict.fromkeys(_ABOUT)} if as_json else None)
+        _end(counts.images, counts.errors, strict=strict)
         return
     with stdout_kept_clean():
         classifier = Classifier.load(
@@ -119,10 +125,24 @@ def predict(
         # What comes through a pipe comes once and cannot be counted beforehand.
         countable = listed is None or not (listed == STDIN or listed.is_fifo() or listed.is_char_device())
         total = sum(1 for _ in _all(paths, listed)) if countable else None
-        settings = {"digest": about["digest"], "top_k": top_k, "batch": batch, "preprocess": preprocess, "alpha": alpha}
+        settings = {
+            "digest": about["digest"],
+            "top_k": top_k,
+            "batch": batch,
+            "preprocess": preprocess,
+            "alpha": alpha,
+            # Where it runs, not what was asked for: "auto" may find a card in one run and none in the next, and a
+            # card's products are rounded otherwise.
+            "providers": {graph: providers[0] for graph, providers in about["providers"].items()},
+            "flow": (about["flow"] or {}).get("executor"),
+        }
         counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)
         count, failed = counts.images, counts.errors
         _summary(target.path, counts, about if as_json else None)
+    _end(count, failed, strict=strict)
+
+
+def _end(count: int, failed: int, *, strict: bool) -> None:
     if failed:
         warn(f"{failed} of {count} images could not be read")
         if strict:
@@ -135,7 +155,7 @@ def _all(paths: list[Path], listed: Path | None) -> "Iterable[Path]":
 
 def _about(bundle: Path, classifier: "Classifier") -> dict[str, Any]:
     described = classifier.describe()
-    return {"bundle": str(bundle), **{key: described[key] for key in ("digest", "providers", "flow", "preprocess")}}
+    return {"bundle": str(bundle), **{key: described[key] for key in _ABOUT}}
 
 
 def _to_screen(

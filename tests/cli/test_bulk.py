@@ -128,8 +128,26 @@ def test_a_resumed_run_gives_the_file_of_an_uninterrupted_one(bulk, many, tmp_pa
     assert result.document["resumed_after"] == kept
     assert result.document["errors"] == 1
     assert not partial.exists()
+    done = bulk(many, "--output", output, "--resume", "--json")
+    assert (done.exit_code, "is complete" in done.stderr, "1 of 14 images" in done.stderr) == (0, True, True)
+    figures = {"images": 14, "errors": 1, "resumed_after": 14, "seconds": 0, "images_per_second": 0}
+    assert done.document.items() >= figures.items()
+    assert done.document.keys() == result.document.keys()
+    assert done.document["output"] == result.document["output"]
+    done = bulk(many, "--output", output, "--resume", "--strict")
+    assert (done.exit_code, "14 images, 14 of them before" in done.stdout) == (1, True)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_complete_output_of_something_else_is_no_result(bulk, many, tmp_path, name):
+    output = tmp_path / name
+    output.write_text('{"mine": 1}\n')
     result = bulk(many, "--output", output, "--resume")
-    assert (result.exit_code, "is complete" in result.stderr) == (0, True)
+    assert (result.exit_code, "no rows of predictions" in " ".join(result.stderr.split())) == (2, True)
+    pyarrow.parquet.write_table(pyarrow.table({"mine": [1]}), tmp_path / "other.parquet")
+    assert bulk(many, "--output", tmp_path / "other.parquet", "--resume").exit_code == 2
+    assert output.read_text() == '{"mine": 1}\n'
 
 
 _SLOW = """
@@ -197,6 +215,26 @@ def test_a_run_is_continued_only_as_it_began(bulk, many, interrupted, options, w
     assert words in " ".join(result.stderr.split())
     assert bulk(many, "--output", interrupted, "--resume", batch=5).exit_code == 2
     assert bulk(many, "--output", interrupted, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"providers": {"visual": ["CUDAExecutionProvider", "CPUExecutionProvider"]}}, "'CUDAExecutionProvider'"),
+        ({"flow": {"executor": "compiled sm_90", "reason": ""}}, "flow='onnxruntime' (now 'compiled sm_90')"),
+        ({"flow": None}, "flow='onnxruntime' (now None)"),
+    ],
+)
+def test_a_run_is_continued_only_where_it_began(bulk, many, interrupted, monkeypatch, found, words):
+    describe = Classifier.describe
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "describe", lambda self: {**describe(self), **found})
+        result = bulk(many, "--output", interrupted, "--resume")
+        assert result.exit_code == 2
+        said = " ".join(result.stderr.split())
+        assert words in said
+        assert "providers" not in found or "'CPUExecutionProvider'" in said
+    assert bulk(many, "--output", interrupted, "--resume", "--json").document["resumed_after"] == 8
 
 
 def test_other_images_are_not_continued_with(bulk, many, interrupted):
