@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main() -> int:
                 (Path(folder) / f"{index:02}.{extension}").write_bytes(data)
             indices, folders = range(index + 1), (Path(folder),)
         met = campaign.run(indices, folders, seconds=options.seconds)
-    done = {
+    done: dict[str, Any] = {
         "start": options.start,
         "mutants": met,
         "seed": options.seed,
@@ -49,6 +50,11 @@ def main() -> int:
         "peak_megabytes": round(campaign.peak_bytes / 1e6),
         "refused_for_lack_of_memory": campaign.out_of_memory,
     }
+    if options.kind == "bundles":
+        bases = tuple(bundles.read_folder(folder) for folder in folders)
+        for key, numbers in (("altered", indices[:met]), ("altered_and_valid", campaign.valid)):
+            files = Counter(bundles.altered_file(bases, options.seed, index) or "several" for index in numbers)
+            done[key] = dict(files.most_common())
     sys.stdout.write(json.dumps({"kind": options.kind, **done}) + "\n")
     for finding in campaign.findings:
         sys.stdout.write(json.dumps(finding) + "\n")

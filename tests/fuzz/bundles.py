@@ -13,13 +13,22 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.runtime import Classifier
 from tests.fuzz.mutation import ONNX, json_bytes, mutated_bytes, mutated_json, mutated_message, mutated_safetensors
+from tests.fuzz.tokenizers import mutated_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
-BASES = tuple(GOLDEN / name for name in ("images", "blend", "compiled"))
+BASES = tuple(GOLDEN / name for name in ("images", "blend", "compiled", "text"))
 Files = dict[str, bytes]
 
-# Some files of a bundle are altered more often than their number would have it.
-_WEIGHTS = {bundle.MANIFEST_NAME: 6, bundle.FLOW_GRAPH: 6, bundle.VISUAL_GRAPH: 6, bundle.READOUT: 3}
+# Some files of a bundle, and the bundle with the most parsers, are altered more often than their number would have it.
+_WEIGHTS = {
+    bundle.MANIFEST_NAME: 6,
+    bundle.FLOW_GRAPH: 6,
+    bundle.VISUAL_GRAPH: 6,
+    bundle.TEXT_GRAPH: 6,
+    bundle.READOUT: 3,
+    bundle.TOKENIZER: 14,
+}
+_TEXT_BUNDLES = 3
 
 
 def read_folder(folder: Path) -> Files:
@@ -29,13 +38,9 @@ def read_folder(folder: Path) -> Files:
 
 def mutant(bases: tuple[Files, ...], seed: int, index: int) -> Files:
     """One mutant; the same numbers give the same one."""
-    rng = random.Random(f"bundles {seed} {index}")
-    files = dict(rng.choice(bases))
+    rng, files, target, kind = _choice(bases, seed, index)
     manifest = json.loads(files.pop(bundle.MANIFEST_NAME))
-    names = [name for name in files if not name.endswith((".cubin", ".ptx", ".md"))]
-    choices = [bundle.MANIFEST_NAME, *names]
-    target = rng.choices(choices, [_WEIGHTS.get(name, 2) for name in choices])[0]
-    kind = rng.randrange(30)
+    names = _alterable(files)
     if kind == 0:
         one, other = rng.choice(names), rng.choice(names)
         files[one], files[other] = files[other], files[one]
@@ -57,9 +62,30 @@ def mutant(bases: tuple[Files, ...], seed: int, index: int) -> Files:
     return {**files, bundle.MANIFEST_NAME: encoded}
 
 
+def _choice(bases: tuple[Files, ...], seed: int, index: int) -> tuple[random.Random, Files, str, int]:
+    """Whatever else is drawn for a mutant, a copy of the bundle, the file that is altered, and how (see `mutant`)."""
+    rng = random.Random(f"bundles {seed} {index}")
+    files = dict(rng.choices(bases, [_TEXT_BUNDLES if bundle.TOKENIZER in base else 1 for base in bases])[0])
+    choices = [bundle.MANIFEST_NAME, *_alterable(files)]
+    target = rng.choices(choices, [_WEIGHTS.get(name, 2) for name in choices])[0]
+    return rng, files, target, rng.randrange(30)
+
+
+def _alterable(files: Files) -> list[str]:
+    return [name for name in files if not name.endswith((".cubin", ".ptx", ".md")) and name != bundle.MANIFEST_NAME]
+
+
+def altered_file(bases: tuple[Files, ...], seed: int, index: int) -> str:
+    """The file that a mutant's alteration is in; "" for one whose files are exchanged, missing or too many."""
+    _, _, target, kind = _choice(bases, seed, index)
+    return target if kind > 2 else ""
+
+
 def _altered(name: str, data: bytes, rng: random.Random, other: bytes) -> bytes:
     if rng.random() < 0.3:
         return mutated_bytes(data, rng, other)
+    if name == bundle.TOKENIZER:
+        return mutated_tokenizer(data, rng)
     if name.endswith(".json"):
         return json_bytes(mutated_json(json.loads(data), rng), rng)
     if name.endswith(".safetensors"):
@@ -76,6 +102,9 @@ def write_folder(files: Files, folder: Path) -> None:
 
 
 _IMAGES = [np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((32, 32), (20, 50))]
+
+
+_PROMPTS = ["a photo of a <end_of_text> bird", "a" * 60 + "b", "it&#39;s 3 \u00c3\u00a9 日本 😀", "aab " * 300]
 
 
 def exercise(folder: Path) -> None:
@@ -105,6 +134,10 @@ def exercise(folder: Path) -> None:
             assert np.isfinite(classifier.embed(_IMAGES)).all(), "embeddings are not finite"
             labels = [label for prediction in classifier.predict(_IMAGES) for label in prediction.labels]
             assert set(labels) <= set(classifier.class_names), "unknown labels"
+        if manifest.text is not None:
+            classifier.add_class("blue jay")
+            classifier.add_class("another", _PROMPTS)
+            _probable(classifier.probabilities(_IMAGES), (2, classes + 2))
         json.dumps(classifier.describe(), allow_nan=False)
 
 

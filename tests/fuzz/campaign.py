@@ -33,6 +33,7 @@ class Campaign:
         slowest: seconds that one mutant took at most.
         peak_bytes: memory that a worker held at most.
         out_of_memory: refusals because an allocation failed.
+        valid: numbers of the mutants that were no worse than the original.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Campaign:
     slowest: float = 0.0
     peak_bytes: int = 0
     out_of_memory: int = 0
+    valid: list[int] = field(default_factory=list)
 
     def run(self, indices: Sequence[int], folders: Sequence[Path] = (), *, seconds: float = float("inf")) -> int:
         """Meet these mutants, for as long as there is time.
@@ -74,6 +76,8 @@ class Campaign:
 
     def _note(self, answer: dict[str, Any]) -> None:
         self.outcomes["valid" if answer["outcome"] == "valid" else answer["error"]] += 1
+        if answer["outcome"] == "valid":
+            self.valid.append(answer["index"])
         self.slowest = max(self.slowest, answer["seconds"])
         self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
         words = answer["message"].lower()

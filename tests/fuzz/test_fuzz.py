@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from fastfsl import bundle
 from fastfsl.bundle.protobuf import fields
+from fastfsl.bundle.tokenizer_file import check_tokenizer_file
+from fastfsl.errors import BundleError
 from tests.fuzz import bundles, pictures
 from tests.fuzz.campaign import Campaign
 from tests.fuzz.mutation import ONNX, mutated_message
+from tests.fuzz.tokenizers import mutated_tokenizer
 
 
 @pytest.mark.parametrize(("kind", "count"), [("bundles", 150), ("images", 400)])
@@ -59,6 +62,23 @@ def test_hashes_of_a_mutant_fit():
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     assert fitting > 75
+
+
+def test_mutants_of_a_tokenizer_reach_the_package_that_parses_it():
+    data, passed = (bundles.GOLDEN / "text" / bundle.TOKENIZER).read_bytes(), 0
+    for seed in range(200):
+        try:
+            check_tokenizer_file(mutated_tokenizer(data, random.Random(seed)), "tokenizer.json", 12)
+        except BundleError:
+            continue
+        passed += 1
+    assert 40 < passed < 160
+    bases = tuple(bundles.read_folder(folder) for folder in bundles.BASES)
+    altered = [bundles.altered_file(bases, 1, index) for index in range(400)]
+    assert altered.count(bundle.TOKENIZER) > 40
+    original, index = bases[-1], altered.index(bundle.TOKENIZER)
+    files = bundles.mutant(bases, 1, index)
+    assert {name for name in original if files[name] != original[name]} == {bundle.TOKENIZER, bundle.MANIFEST_NAME}
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,4 +1,4 @@
-"""How the golden bundles were made: `python tests/golden/make.py NEW_FOLDER`.
+"""How the golden bundles were made: `python tests/golden/make.py NEW_FOLDER [NAME...]`.
 
 They are bundles as the first version of the format has them, and must load for ever. So the committed ones are never
 made again: when the format grows, another folder is added beside them. All weights are random; what the bundles must
@@ -7,18 +7,23 @@ compute (`expected.safetensors`) comes from torch, not from the runtime.
 images      a plain encoder, a flow that is read at two steps, its plan, a read-out with two kernels and a threshold
 blend       an encoder that blends two towers, and a read-out alone
 compiled    features alone, and a flow without blocks with an index of compiled kernels, whose binaries are stand-ins
+text        an encoder with its text tower and tokenizer, a flow and a linear read-out, so that classes can be added
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from open_clip.transformer import VisionTransformer
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -26,6 +31,8 @@ from torch import Tensor, nn
 from fastfsl import bundle
 from fastfsl.encoders import Encoder, load_encoder
 from fastfsl.export.flow_graph import flow_graph
+from fastfsl.export.textual_graph import textual_graph
+from fastfsl.export.tokenizer_file import tokenizer_file
 from fastfsl.export.visual_graph import blend_record, pixels_to_embedding, visual_graph
 from fastfsl.flow import VelocityField, build_plan, euler_states, normalize, read_out
 from fastfsl.images import Preprocessing, open_image, preprocess
@@ -35,6 +42,9 @@ SIZE, WIDTH, SCALE, STEP = 32, 24, 30.0, 0.1
 NAMES = ("red kite", "Köter", "狗", "none of 'these'", "🦆")
 STEPS, READ_STEPS = 3, (1, 3)
 COMPILED_WIDTH = 128
+TEMPLATES, CONTEXT, MERGES = ("a photo of a {}.", "{}"), 12, 150
+# The class that is added to the bundle `text`, and what it is described with.
+ADDED, PROMPTS = "blue_jay", ("a blue jay on a branch", "it&#39;s \u00c3\u00a9")
 
 
 class _CLIP(nn.Module):
@@ -223,15 +233,69 @@ def _target(staging: Path, name: str, kind: Any) -> bundle.KernelTarget:
     return bundle.KernelTarget(name, 90, kind, tuple(kernels))
 
 
-def main(folder: Path) -> None:
+def _text_encoder() -> Encoder:
+    with gzip.open(default_bpe()) as file, tempfile.NamedTemporaryFile(suffix=".gz") as few:
+        lines = file.read().decode().split("\n")[: 1 + MERGES]
+        Path(few.name).write_bytes(gzip.compress("\n".join(lines).encode()))
+        tokenizer = SimpleTokenizer(bpe_path=few.name, context_length=CONTEXT)
+    vision = CLIPVisionCfg(layers=2, width=16, head_width=8, mlp_ratio=2.0, patch_size=8, image_size=SIZE)
+    text = CLIPTextCfg(
+        context_length=CONTEXT, vocab_size=tokenizer.vocab_size, width=16, heads=2, layers=2, mlp_ratio=2.0
+    )
+    clip = CLIP(WIDTH, vision, text).eval()
+    _perturb(clip)
+    return replace(_encoder(blend=False), model=clip, tokenizer=tokenizer)
+
+
+def _class_text(encoder: Encoder, prompts: list[str]) -> Tensor:
+    return normalize(normalize(encoder.model.encode_text(encoder.tokenizer(prompts))).mean(dim=0))
+
+
+def make_text(folder: Path) -> dict[str, Tensor]:
+    encoder, shift = _text_encoder(), 0.2 * torch.randn(WIDTH)
+    names = [*NAMES, ADDED]
+    texts = torch.stack(
+        [_class_text(encoder, [template.replace("{}", name) for template in TEMPLATES]) for name in NAMES]
+    )
+    texts = torch.cat([texts, _class_text(encoder, list(PROMPTS))[None]])
+    classes, weight = normalize(texts + shift), texts * SCALE
+    field, plan = _flow(WIDTH, STEPS, blocks=1)
+    readout = bundle.Readout(0.5, weight[:-1].numpy(), np.zeros(len(NAMES), np.float32), (), 1.5, 0.25)
+    written = tokenizer_file(encoder.tokenizer)
+    text = {"clean": written.clean, "strip_id": written.strip_id, "context_length": CONTEXT, "linear_scale": SCALE}
+    with bundle.staging_folder(folder) as staging:
+        _write(staging / bundle.VISUAL_GRAPH, visual_graph(encoder).SerializeToString())
+        _write(staging / bundle.FLOW_GRAPH, flow_graph(plan, classes[:-1].numpy(), SCALE).SerializeToString())
+        bundle.write_readout(staging / bundle.READOUT, readout)
+        _write(staging / bundle.TEXT_GRAPH, textual_graph(encoder).SerializeToString())
+        _write(staging / bundle.TOKENIZER, written.data)
+        bundle.write_class_places(
+            staging / bundle.TEXT_CLASSES, bundle.ClassPlaces(classes[:-1].numpy(), shift.numpy())
+        )
+        text |= {"vocab_size": encoder.tokenizer.vocab_size, "templates": list(TEMPLATES)}
+        flow = {"num_steps": STEPS, "step_size": STEP, "text": text}
+        bundle.seal_bundle(staging, _fields(WIDTH, encoder, **flow))
+    embeds = _embed(encoder)
+    state = list(euler_states(field, embeds, STEPS, STEP))[-1]
+    found = {"embeds": embeds, "transported": normalize(state)}
+    for key, count in (("probabilities", len(NAMES)), ("added", len(names))):
+        wide = replace(readout, linear_weight=weight[:count].numpy(), linear_bias=np.zeros(count, np.float32))
+        found[key] = _read(wide, embeds, read_out([state], classes[:count], SCALE)).softmax(dim=1)
+    return found
+
+
+MAKERS = {"images": make_images, "blend": make_blend, "compiled": make_compiled, "text": make_text}
+
+
+def main(folder: Path, *names: str) -> None:
     torch.manual_seed(0)
     expected: dict[str, np.ndarray[Any, Any]] = dict(_images())
     with torch.no_grad():
-        for name, make in (("images", make_images), ("blend", make_blend), ("compiled", make_compiled)):
-            found = make(folder / name)
+        for name in names or MAKERS:
+            found = MAKERS[name](folder / name)
             expected |= {f"{name}.{key}": np.ascontiguousarray(value.float()) for key, value in found.items()}
     save_file(expected, folder / "expected.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -18,6 +18,7 @@ DIGESTS = {
     "images": "7825f9e2cc7083110d629475b6432c680bbbf6d962ec12c44767cf8a57aea8ce",
     "blend": "a0a81a2f6eb212f3cbed5f339942459f79312a1482f079932fb5da791befd895",
     "compiled": "c6c1e932e358d0fa961cdfae21f8faa9a270770dd4b446cd28410f7821a5b231",
+    "text": "4238595beaf0636e7ead28d465fb1c48c638f1a4868e8836f72c173a457e3a02",
 }
 # Other processors and other versions of ONNX Runtime and Pillow round differently.
 TOLERANCE = 1e-4
@@ -25,7 +26,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def expected():
-    return load_file(GOLDEN / "expected.safetensors")
+    return load_file(GOLDEN / "expected.safetensors") | load_file(GOLDEN / "expected_text.safetensors")
 
 
 @pytest.mark.parametrize("name", DIGESTS)
@@ -49,6 +50,9 @@ def test_it_computes_what_torch_computed(name, expected):
         probabilities, embeds = classifier.probabilities(images), classifier.embed(images)
         np.testing.assert_allclose(embeds, wanted["embeds"], atol=TOLERANCE)
         transported = classifier.transport(wanted["embeds"])
+    if name == "text":
+        classifier.add_class("blue_jay", ["a blue jay on a branch", "it&#39;s \u00c3\u00a9"])
+        np.testing.assert_allclose(classifier.probabilities(images), wanted["added"], atol=TOLERANCE)
     np.testing.assert_allclose(probabilities, wanted["probabilities"], atol=TOLERANCE)
     np.testing.assert_allclose(
         transported, wanted["transported" if "transported" in wanted else "embeds"], atol=TOLERANCE
@@ -59,11 +63,14 @@ def test_it_computes_what_torch_computed(name, expected):
 def test_every_part_of_the_format_is_read():
     plan = bundle.read_plan(GOLDEN / "images" / bundle.FLOW_PLAN)
     assert (plan.num_steps, plan.num_blocks, plan.dim) == (3, 1, 24)
-    images, blend, compiled = (bundle.read_manifest(GOLDEN / name) for name in DIGESTS)
+    images, blend, compiled, text = (bundle.read_manifest(GOLDEN / name) for name in DIGESTS)
     readout = bundle.load_readout(GOLDEN / "images", images)
     assert readout is not None
     assert (readout.flow_weight, readout.temperature, readout.threshold) == (0.7, 1.5, 0.25)
     assert blend.blend == {"alpha": 0.3, "normalized": False}
+    assert text.text is not None
+    assert (text.text["context_length"], text.text["vocab_size"], text.text["templates"][1]) == (12, 664, "{}")
+    assert bundle.read_class_places(GOLDEN / "text", text).target_shift.any()
     kernels = bundle.read_flow_kernels(GOLDEN / "compiled", compiled)
     assert kernels is not None
     kernel = kernels.targets["sm_90"].find("exit", 32)
