@@ -53,25 +53,31 @@ MAX_ELEMENTS = 2**26
 
 # Operators that make something large of something small, and the inputs that say how large.
 _SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,), "Range": (0, 1), "Tile": (1,)}
-# float32, the integers, bool, float16, float64, bfloat16, and integers of 4 bits: as TensorProto.DataType counts them.
-_DATA_TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16, 21, 22}
+# float32, the integers, bool, float64, and integers of 4 bits: as TensorProto.DataType counts them.
+_DATA_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 21, 22})
+# float16, with which onnxruntime's CPU provider may end the process (1.30 and 1.31, on processors with AVX512-FP16).
+_HALF = 10
+# Attributes that say which type an operator gives or computes with; 0 is for "as the input".
+_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "softmax_precision", "stash_type", "precision"}
 _INT32, _INT64 = 6, 7
 _SMALL = 64  # bytes of a constant that may be a shape: eight numbers
 
 
-def check_graph_file(model: bytes, name: str) -> None:
+def check_graph_file(model: bytes, name: str, *, half: bool = False) -> None:
     """Refuse a serialised ONNX model that is more than one plain graph with its weights inside.
 
     Args:
         model: the file's bytes.
         name: what messages call it.
+        half: it may compute in float16.
 
     Raises:
         BundleError: the bytes are no ONNX model; or it has weights or other data outside, an operator that no exporter
-            of ours writes, a graph inside a graph, a function, or a constant size beyond all reason.
+            of ours writes, a type that it may not have, a graph inside a graph, a function, or a constant size beyond
+            all reason.
     """
     try:
-        _check_model(memoryview(model))
+        _check_model(memoryview(model), _DATA_TYPES | {_HALF} if half else _DATA_TYPES)
     except (ValueError, UnicodeDecodeError) as error:
         raise BundleError(f"{name}: not a graph that fastfsl runs ({error}); {AGAIN}") from error
 
@@ -94,7 +100,7 @@ class _Node:
     constant: list[int] | None = None
 
 
-def _check_model(model: memoryview) -> None:
+def _check_model(model: memoryview, types: frozenset[int]) -> None:
     graphs = []
     for number, value in _parts(model, {7: BYTES, 20: BYTES, 25: BYTES}):
         if number == 7:
@@ -103,22 +109,22 @@ def _check_model(model: memoryview) -> None:
             raise ValueError("it holds functions or training steps, which no bundle needs")
     if len(graphs) != 1:
         raise ValueError(f"it holds {len(graphs)} graphs instead of one")
-    _check_graph(_bytes(graphs[0]))
+    _check_graph(_bytes(graphs[0]), types)
 
 
-def _check_graph(graph: memoryview) -> None:
+def _check_graph(graph: memoryview, types: frozenset[int]) -> None:
     constants: dict[str, list[int]] = {}
     nodes = []
     for number, value in _parts(graph, dict.fromkeys((1, 5, 11, 12, 15), BYTES)):
         if number == 1:
-            nodes.append(_node(_bytes(value)))
+            nodes.append(_node(_bytes(value), types))
             if len(nodes) > MAX_NODES:
                 raise ValueError(f"it has more than {MAX_NODES} nodes")
         elif number == 5:
-            tensor = _tensor(_bytes(value))
+            tensor = _tensor(_bytes(value), types)
             constants[tensor.name] = tensor.small or []
         elif number in (11, 12):
-            _check_words(_bytes(value))
+            _check_value(_bytes(value), types)
         elif number == 15:
             raise ValueError("it holds sparse weights, which no bundle needs")
     for node in nodes:
@@ -137,20 +143,34 @@ def _check_operator(node: _Node, constants: dict[str, list[int]]) -> None:
             raise ValueError(f"{node.op_type} makes more than {MAX_ELEMENTS} elements")
 
 
-def _check_words(value_info: memoryview) -> None:
-    """The names of an input or output and of its dimensions, which ONNX Runtime hands out, are words."""
-    dims: list[memoryview] = [value_info]
-    for number in (2, 1, 2, 1):  # its type, that is a tensor's, that has a shape, that has dimensions
-        dims = [
-            _bytes(value) for message in dims for found, value in _parts(message, {number: BYTES}) if found == number
-        ]
-    for message, number in ((value_info, 1), *((dim, 2) for dim in dims)):
+def _check_value(value_info: memoryview, types: frozenset[int]) -> None:
+    """An input or output is of an allowed type; its name and its dimensions', which ONNX Runtime gives, are words."""
+    tensors = _inner(_inner([value_info], 2), 1)  # its type, if that is a tensor's
+    for tensor in tensors:
+        for number, value in _parts(tensor, {1: VARINT}):
+            if number == 1 and isinstance(value, int):
+                _check_type(value, types)
+    for message, number in ((value_info, 1), *((dim, 2) for dim in _inner(_inner(tensors, 2), 1))):
         for found, value in _parts(message, {number: BYTES}):
             if found == number:
                 _text(value)
 
 
-def _node(message: memoryview) -> _Node:
+def _inner(messages: list[memoryview], number: int) -> list[memoryview]:
+    """What the messages hold in their fields of this number."""
+    return [_bytes(value) for one in messages for found, value in _parts(one, {number: BYTES}) if found == number]
+
+
+def _check_type(data_type: int, types: frozenset[int]) -> None:
+    if data_type not in types:
+        raise ValueError(
+            "it computes in float16, which only a bundle of precision fp16 may, on CUDA"
+            if data_type == _HALF
+            else f"a tensor of type {data_type}"
+        )
+
+
+def _node(message: memoryview, types: frozenset[int]) -> _Node:
     node = _Node()
     attributes = []
     for number, value in _parts(message, {1: BYTES, 2: BYTES, 4: BYTES, 5: BYTES, 7: BYTES}):
@@ -166,7 +186,10 @@ def _node(message: memoryview) -> _Node:
             node.domain = _text(value)
     is_constant = node.op_type == "Constant"
     for attribute in attributes:
-        name, numbers = _attribute(attribute, is_constant=is_constant)
+        name, numbers = _attribute(attribute, types, is_constant=is_constant)
+        if name in _TYPE_ATTRIBUTES:
+            for number in numbers:
+                _check_type(number, types | {0})
         if name == "num_outputs" and numbers != [len(node.outputs)]:
             # ONNX Runtime 1.31 reads beyond its lists here, and takes the process with it.
             raise ValueError(f"{node.op_type[:40]} names {len(node.outputs)} outputs, and says {numbers[:1]}")
@@ -174,7 +197,7 @@ def _node(message: memoryview) -> _Node:
     return node
 
 
-def _attribute(message: memoryview, *, is_constant: bool) -> tuple[str, list[int]]:
+def _attribute(message: memoryview, types: frozenset[int], *, is_constant: bool) -> tuple[str, list[int]]:
     """The name of an attribute and its whole numbers, if it has any; a tensor's only if it is small."""
     name, numbers = "", list[int]()
     for number, value in _parts(
@@ -187,7 +210,7 @@ def _attribute(message: memoryview, *, is_constant: bool) -> tuple[str, list[int
         elif number in (22, 23):
             raise ValueError("it holds sparse weights, which no bundle needs")
         elif number in (5, 10):
-            numbers += _tensor(_bytes(value)).small or []
+            numbers += _tensor(_bytes(value), types).small or []
         elif number == 3 and isinstance(value, int):
             numbers.append(_limited(signed(value), is_constant=is_constant))
         elif number == 8:
@@ -202,7 +225,7 @@ def _limited(value: int, *, is_constant: bool) -> int:
     return value
 
 
-def _tensor(message: memoryview) -> _Tensor:
+def _tensor(message: memoryview, types: frozenset[int]) -> _Tensor:
     """A TensorProto's head; its data is counted, and read only where it may be a shape.
 
     Data fields: 4 float, 5 int32, 6 string, 7 int64, 9 raw, 10 double, 11 uint64; 13 external, 14 where the data lie.
@@ -221,8 +244,7 @@ def _tensor(message: memoryview) -> _Tensor:
         elif number in (4, 5, 6, 7, 9, 10, 11):
             data.append((number, value))
             tensor.num_bytes += 1 if isinstance(value, int) else len(value)
-    if tensor.data_type not in _DATA_TYPES:
-        raise ValueError(f"a tensor of type {tensor.data_type}")
+    _check_type(tensor.data_type, types)
     # Two integers of 4 bits share a byte; nothing takes less.
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > 2 * tensor.num_bytes:
         raise ValueError("a tensor is said to be larger than its data")

@@ -135,6 +135,7 @@ def load_bundle(
             num_threads=num_threads,
             card=card,
             gpu_mem_limit=gpu_mem_limit,
+            half=manifest.precision == "fp16",
             fallbacks=fallbacks,
         )
 

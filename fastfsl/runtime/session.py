@@ -90,6 +90,7 @@ def create_session(
     card: Device | None = None,
     gpu_mem_limit: int | None = None,
     in_buckets: bool = False,
+    half: bool = False,
     fallbacks: list[tuple[int, str]] | None = None,
 ) -> Session:
     """A session on the device asked for.
@@ -104,6 +105,7 @@ def create_session(
         card: if the session comes up on CUDA, it works on this card's stream and is a `CudaSession`.
         gpu_mem_limit: bytes that ONNX Runtime may take on the card for this graph; None: all there are.
         in_buckets: if the session comes up on CUDA without `card`, it is a `BucketSession`, by CUDA graphs if it can.
+        half: the graph may compute in float16; only with device "cuda", which must have been seen to work.
         fallbacks: gets, for "auto", why the session is on the CPU, and how urgently a log should say so.
 
     Raises:
@@ -119,7 +121,7 @@ def create_session(
             raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
     check_memory_limit(gpu_mem_limit, device)
     onnxruntime = load_onnxruntime()
-    check_graph_file(model, name)
+    check_graph_file(model, name, half=half and device == "cuda")
     threads = default_threads() if num_threads is None else num_threads
     if device == "cpu":
         return _create(onnxruntime, model, name, [_CPU], threads)
@@ -143,6 +145,7 @@ def create_row_session(
     num_threads: int | None = None,
     card: Device | None = None,
     gpu_mem_limit: int | None = None,
+    half: bool = False,
     fallbacks: list[tuple[int, str]] | None = None,
 ) -> Session:
     """As `create_session`, for a graph that may get many rows.
@@ -158,6 +161,7 @@ def create_row_session(
         card=card,
         gpu_mem_limit=gpu_mem_limit,
         in_buckets=True,
+        half=half,
         fallbacks=fallbacks,
     )
     threads = available_cpus() if num_threads is None else num_threads

@@ -147,6 +147,31 @@ def test_attributes_and_tensors_are_bounded():
     )
 
 
+def _typed(kind, name) -> onnx.ModelProto:
+    """A graph one of whose inputs, outputs, weights, constants or casts is of a type."""
+    values = [helper.make_tensor_value_info(name, kind if key == name else 1, [2]) for key in ("input", "output")]
+    tensor = TensorProto(name="w", data_type=kind, dims=[1], raw_data=b"\0" * 8)
+    nodes = {
+        "constant": helper.make_node("Constant", [], ["c"], value=tensor),
+        "cast": helper.make_node("Cast", ["input"], ["c"], to=kind),
+        "quantised": helper.make_node("QuantizeLinear", ["input", "w"], ["c"], output_dtype=kind),
+        "softmax": helper.make_node("Attention", ["q", "k", "v"], ["c"], softmax_precision=kind),
+    }
+    graph = helper.make_graph([nodes.get(name, RELU)], "g", values[:1], values[1:], [tensor] * (name == "weight"))
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize("name", ["input", "output", "weight", "constant", "cast", "quantised", "softmax"])
+def test_float16_is_for_the_bundles_that_say_so(name):
+    """onnxruntime's CPU provider may end the process where it meets it; the types behind it no graph of ours has."""
+    data = _typed(TensorProto.FLOAT16, name).SerializeToString()
+    _refused(data, "computes in float16, which only a bundle of precision fp16 may, on CUDA")
+    check_graph_file(data, "model", half=True)
+    check_graph_file(_typed(TensorProto.INT8, name).SerializeToString(), "model")
+    for kind in (TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.COMPLEX64):
+        _refused(_typed(kind, name), f"a tensor of type {kind}")
+
+
 @pytest.mark.parametrize("said", [0, 1, 3, 2**20])
 def test_a_split_has_as_many_outputs_as_it_says(said):
     """ONNX Runtime 1.31 ends the process otherwise: found by a mutant."""

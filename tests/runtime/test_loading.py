@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +55,37 @@ def test_what_runs_is_what_was_hashed(write, tmp_path, make_flow, reference):
     np.testing.assert_array_equal(classifier.feature_probabilities(np.eye(6)), before)
     with pytest.raises(BundleError, match="altered"):
         _load(path)
+
+
+@pytest.mark.parametrize("name", ["visual/model.onnx", "flow/model.onnx"])
+def test_float16_under_a_manifest_of_fp32_never_reaches_onnxruntime(tmp_path, name):
+    """Where it does, the process may end: so another one loads it."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    path = tmp_path / "forged"
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "v1" / "images", path)
+    half = convert_float_to_float16(onnx.load(path / name), keep_io_types=True).SerializeToString()
+    (path / name).write_bytes(half)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"][name] = {"sha256": hashlib.sha256(half).hexdigest(), "size": len(half)}
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code = f"from fastfsl.runtime import Classifier; Classifier.load({str(path)!r}, device='auto')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "BundleError" in ended.stderr) == (1, True), ended.stderr
+    assert re.search(f"{name}: .*computes in float16.*export it again", ended.stderr)
+
+
+def test_float16_is_allowed_to_a_bundle_that_says_so(write, tmp_path, monkeypatch):
+    """As far as the check of its graphs, which is told so; on what device that can be is `graph_device`'s matter."""
+    told = []
+    monkeypatch.setattr("fastfsl.runtime.loading.graph_device", lambda precision, device: "cuda")
+    monkeypatch.setattr("fastfsl.runtime.session.load_onnxruntime", lambda: None)
+    monkeypatch.setattr("fastfsl.runtime.session._create_on_cuda", lambda *args, **_: Path("no session"))
+    monkeypatch.setattr("fastfsl.runtime.session.check_graph_file", lambda *_, half: told.append(half))
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(AttributeError):
+            _load(write(tmp_path / precision, precision=precision))
+    assert told == [False, True]
 
 
 def test_hashes_do_not_make_garbage_a_model(write, tmp_path):

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from fastfsl.errors import ConfigError, DeviceError
+from fastfsl.errors import BundleError, ConfigError, DeviceError
 from fastfsl.runtime import Classifier
 from fastfsl.runtime import session as session_module
 from fastfsl.runtime.probe import SQUARE_MODEL, probe
@@ -57,6 +57,20 @@ def fake(monkeypatch):
         return module
 
     return install
+
+
+def test_float16_is_for_cuda_alone(fake):
+    """Whatever the manifest says: a session that may come down to the CPU must not get it."""
+    module = fake([CUDA, CPU])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph).SerializeToString()
+    for device, half in (("cpu", True), ("auto", True), ("cuda", False)):
+        with pytest.raises(BundleError, match="float16"):
+            create_session(model, "model", device=device, half=half)
+        assert module.asked == []
+    create_session(model, "model", device="cuda", half=True)
+    assert module.asked == [[CUDA, CPU]]
 
 
 def test_cuda_that_comes_up_is_used(fake):
