@@ -13,6 +13,8 @@ from fastfsl.report.svg import Drawing
 MAX_CLASSES = 30
 _LARGEST = 15
 _CELL, _NAMES = 26, 150
+# Share of the full colour above which a light number is read better than a dark one.
+_DARK = 0.85
 
 
 def confusion_parts(labels: NDArray[Any], predicted: NDArray[Any], class_names: Sequence[str]) -> list[Part]:
@@ -64,6 +66,6 @@ def _matrix(counts: NDArray[np.int64], totals: NDArray[np.int64], class_names: S
             at = (_NAMES + _CELL * column, y)
             drawing.cell(at, (_CELL, _CELL), share, note=f"{name} taken for {class_names[column]}: {count}")
             if count:
-                kind = "over" if share > 0.5 else ""
+                kind = "over" if share > _DARK else ""
                 drawing.text((at[0] + _CELL / 2, y + 17), count, anchor="middle", kind=kind)
     return drawing

@@ -14,11 +14,12 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _LIGHT = ("#0072b2", "#d55e00", "#007a5a", "#a8508c", "#8a6d00", "#3f7fa6", "#555555", "#7a3fb0", "#b0303a", "#4a6a1f")
 _DARK = ("#56b4e9", "#ff9a52", "#3fd0a4", "#e69ac8", "#f0e442", "#9fd0f0", "#bbbbbb", "#c49af0", "#ff8a8a", "#b5d97a")
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--faint:#d8d8d8;--quiet:#555;--fill:#0072b2;--stripe:#f5f5f5;
-%(light)s}
-@media (prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#16181c;--faint:#3a3d44;--quiet:#a8a8a8;--fill:#56b4e9;
---stripe:#1e2127;%(dark)s}}
-@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--quiet:#444;--fill:#0072b2;--stripe:#fff;%(light)s}
+:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--faint:#d8d8d8;--quiet:#555;--fill:#0072b2;--over:#fff;
+--stripe:#f5f5f5;%(light)s}
+@media (prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#16181c;--faint:#3a3d44;--quiet:#a8a8a8;--fill:#0067a3;
+--over:#e8e8e8;--stripe:#1e2127;%(dark)s}}
+@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--quiet:#444;--fill:#0072b2;--over:#fff;
+--stripe:#fff;%(light)s}
 figure,tr{break-inside:avoid}h2{break-after:avoid}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:52rem;margin:0 auto;
 padding:1rem;overflow-wrap:break-word}
@@ -28,11 +29,14 @@ figure{margin:1rem 0}figcaption,caption,footer{color:var(--quiet);font-size:.9re
 th,td{padding:.25rem .6rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--faint)}
 td{overflow-wrap:anywhere;min-width:3em}thead th{white-space:nowrap}
 td.n,th.n{text-align:right}tbody tr:nth-child(even){background:var(--stripe)}tbody th{font-weight:600}
-svg{width:100%%;height:auto;display:block}svg text{fill:var(--ink);font:12px system-ui,sans-serif;unicode-bidi:isolate}
-svg .label{fill:var(--quiet)}svg .over{fill:var(--paper)}.grid{stroke:var(--faint)}.axis{stroke:var(--quiet)}
+svg{width:100%%;max-width:var(--width);height:auto;display:block}
+svg text{fill:var(--ink);font:12px system-ui,sans-serif;unicode-bidi:isolate}
+svg .label{fill:var(--quiet)}svg .over{fill:var(--over)}.grid{stroke:var(--faint)}.axis{stroke:var(--quiet)}
 .marked{stroke:var(--quiet);stroke-dasharray:4 4}.line,.trace{fill:none;stroke:var(--c);stroke-width:2}
 .trace{stroke-width:1;stroke-opacity:.45}.dashed{stroke-dasharray:6 3}.mark{fill:var(--c)}
 .hollow{fill:var(--paper);stroke:var(--c)}.cell{fill:var(--fill);stroke:var(--faint)}
+@media screen and (max-width:40rem){svg{min-width:calc(.8*var(--width))}
+thead th{white-space:normal}tbody th{overflow-wrap:anywhere;min-width:6.5em}}
 %(classes)s
 """
 
@@ -129,7 +133,8 @@ def _part(part: Part) -> str:
     if isinstance(part, Table):
         return _table(part)
     return (
-        f"<figure>\n{part.drawing.to_svg(part.description)}\n<figcaption>{escaped(part.caption, 1000)}</figcaption>\n"
+        f'<figure>\n<div class="wide">{part.drawing.to_svg(part.description)}</div>\n'
+        f"<figcaption>{escaped(part.caption, 1000)}</figcaption>\n"
         f"<details><summary>The figures behind it</summary>\n{_table(part.table)}\n</details>\n</figure>"
     )
 

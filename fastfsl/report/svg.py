@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 
 class Drawing:
-    """Elements on a canvas of `width` x `height`, in pixels of a wide screen; it shrinks with the page."""
+    """Elements on a canvas of `width` x `height`, in pixels of a wide screen; on a phone it shrinks to four fifths."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -71,7 +71,7 @@ class Drawing:
         """The drawing as an element of a page; `description` is what a screen reader says in its place."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escaped(description)}" '
-            f'viewBox="0 0 {self.width} {self.height}" style="max-width:{self.width}px">'
+            f'viewBox="0 0 {self.width} {self.height}" style="--width:{self.width}px">'
             + "".join(self._elements)
             + "</svg>"
         )

@@ -144,8 +144,40 @@ def test_it_is_made_for_phones_print_dark_rooms_and_readers(tmp_path):
     for words in ("width=device-width", "prefers-color-scheme:dark", "@media print", "default-src 'none'", 'lang="en"'):
         assert words in page
     assert page.count("<svg") == page.count("<details>") == 4  # each plot has its figures as a table
+    # On a phone a plot is scrolled before its words are too small, and names of settings leave room for their values.
+    assert page.count('<div class="wide"><svg') == len(re.findall(r'style="--width:\d+px"', page)) == 4
+    narrow = page[page.index("(max-width:40rem)") :]
+    assert "svg{min-width:calc(" in narrow
+    assert "tbody th{overflow-wrap:anywhere" in narrow
     assert 'scope="row"' in page
     assert '<td class="n"><bdi>' in page  # numbers stand right
+
+
+def _light(colour):
+    """Relative luminance of WCAG 2.1, of (3,) from 0 to 1."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_every_number_of_a_matrix_stands_out_from_its_cell(tmp_path):
+    names = tuple(f"class {index}" for index in range(21))
+    taken = [np.where(np.arange(20) < index, index, (index + 1) % 21) for index in range(21)]
+    labels, predicted = np.repeat(np.arange(21), 20), np.concatenate(taken)
+    write_report(tmp_path / "a.html", "title", [Section("all", confusion_parts(labels, predicted, names))])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    cells = re.findall(r'fill-opacity="([\d.]+)"[^>]*><title>[^<]*</title></rect><text( class="over")?', page)
+    shares = {float(share): "over" if over else "ink" for share, over in cells if float(share)}
+    assert len(shares) == 20
+    for theme in page.split("{color-scheme", 1)[1].split("@media")[:3]:
+        colours = {
+            name: np.array([int(value[at : at + 2], 16) for at in range(0, 6, 2)]) / 255
+            for name, digits in re.findall(r"--(ink|paper|fill|over):#([0-9a-f]+);", theme)
+            for value in [digits if len(digits) == 6 else "".join(2 * digit for digit in digits)]
+        }
+        for share, words in shares.items():
+            ground = _light(share * colours["fill"] + (1 - share) * colours["paper"])
+            low, high = sorted((ground, _light(colours[words])))
+            assert (high + 0.05) / (low + 0.05) >= 3.9, (theme[:40], share)
 
 
 def test_a_thousand_classes_stay_small(tmp_path):
