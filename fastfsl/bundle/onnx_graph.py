@@ -48,11 +48,14 @@ OPERATORS = {
 MAX_NODES = 100_000
 # Of one dimension, step, window or margin that stands in a graph as an attribute.
 MAX_ATTRIBUTE = 2**20
-# Elements of a result whose size stands in a graph as a constant: 256 MiB of float32.
+# Elements of all results whose sizes stand in a graph as constants: 256 MiB of float32. ONNX Runtime computes them when
+# it loads the graph.
 MAX_ELEMENTS = 2**26
 
 # Operators that make something large of something small, and the inputs that say how large.
 _SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,), "Range": (0, 1), "Tile": (1,)}
+# Operators that hand on whole numbers, and of how many inputs.
+_PASSING = {"Cast": 1, "Concat": None, "Identity": 1, "Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
 # float32, the integers, bool, float64, and integers of 4 bits: as TensorProto.DataType counts them.
 _DATA_TYPES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 21, 22})
 # float16, with which onnxruntime's CPU provider may end the process (1.30 and 1.31, on processors with AVX512-FP16).
@@ -127,20 +130,31 @@ def _check_graph(graph: memoryview, types: frozenset[int]) -> None:
             _check_value(_bytes(value), types)
         elif number == 15:
             raise ValueError("it holds sparse weights, which no bundle needs")
+    made, used = 0, set[str]()
     for node in nodes:
-        if node.op_type == "Constant":
-            constants |= dict.fromkeys(node.outputs, node.constant or [])
-    for node in nodes:
-        _check_operator(node, constants)
+        made += _check_operator(node, constants)
+        used.update(node.inputs)
+        # ONNX wants nodes in the order in which they are computed; ONNX Runtime takes them in any.
+        if not used.isdisjoint(name for name in node.outputs if name in constants):
+            raise ValueError(f"a constant that {node.op_type} gives is used before it")
+        if made > MAX_ELEMENTS:
+            raise ValueError(f"{node.op_type} makes more than {MAX_ELEMENTS} elements")
 
 
-def _check_operator(node: _Node, constants: dict[str, list[int]]) -> None:
+def _check_operator(node: _Node, constants: dict[str, list[int]]) -> int:
+    """Elements that an operator makes of constant sizes; what it makes of constants is noted if it is one itself."""
     if node.op_type not in OPERATORS.get(node.domain, ()):
         raise ValueError(f"the operator {node.domain[:40]}:{node.op_type[:40]} is none that it may hold")
+    if node.op_type == "Constant":
+        constants |= dict.fromkeys(node.outputs, node.constant or [])
+    elif node.op_type in _PASSING and all(constants.get(name) for name in node.inputs[: _PASSING[node.op_type]]):
+        passed = [number for name in node.inputs[: _PASSING[node.op_type]] for number in constants[name]]
+        constants |= dict.fromkeys(node.outputs, passed if len(passed) <= _SMALL else [])  # no shape is as long
+    made = 0
     for index in _SIZES.get(node.op_type, ()):
         sizes = constants.get(node.inputs[index], []) if index < len(node.inputs) else []
-        if math.prod(max(1, abs(size)) for size in sizes) > MAX_ELEMENTS:
-            raise ValueError(f"{node.op_type} makes more than {MAX_ELEMENTS} elements")
+        made = max(made, math.prod(max(1, abs(size)) for size in sizes) if sizes else 0)
+    return made
 
 
 def _check_value(value_info: memoryview, types: frozenset[int]) -> None:

@@ -132,6 +132,32 @@ def test_constant_sizes_are_bounded(op_type, numbers, as_node):
     check_graph_file(small.SerializeToString(), "model")
 
 
+def test_constant_sizes_are_bounded_in_sum():
+    """ONNX Runtime computes them all when it loads the graph."""
+    nodes = [helper.make_node("ConstantOfShape", ["w"], [f"y{index}"]) for index in range(5)]
+    check_graph_file(_model(nodes[:4], _weights(2**12, 2**12)).SerializeToString(), "model")
+    _refused(_model(nodes, _weights(2**12, 2**12)), "makes more than")
+
+
+@pytest.mark.parametrize("op_type", ["Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"])
+def test_constant_sizes_are_followed_through_what_hands_them_on(op_type):
+    inputs = ["w", "w"] if op_type == "Concat" else ["w", "axes"][: 1 + (op_type in ("Reshape", "Squeeze"))]
+    nodes = [
+        helper.make_node(op_type, inputs, ["v"], **({"to": TensorProto.INT64} if op_type == "Cast" else {})),
+        helper.make_node("Identity", ["v"], ["u"]),
+        helper.make_node("Expand", ["x", "u"], ["y"]),
+    ]
+    large = 2**14 if op_type == "Concat" else 2**28
+    _refused(_model(nodes, _weights(large)), "Expand makes more than")
+    _refused(_model([nodes[2], *nodes[:2]], _weights(large)), "Identity gives is used before it")
+    check_graph_file(_model(nodes, _weights(2**12)).SerializeToString(), "model")
+
+
+def test_constants_that_double_again_and_again_are_not_followed():
+    nodes = [helper.make_node("Concat", [name] * 2, [name + "w"]) for name in ("w" * size for size in range(1, 200))]
+    check_graph_file(_model(nodes, _weights(2)).SerializeToString(), "model")
+
+
 def test_attributes_and_tensors_are_bounded():
     _refused(_model([helper.make_node("MaxPool", ["x"], ["y"], pads=[0, 2**40])]), "an attribute is")
     _refused(_model([helper.make_node("Concat", ["x"], ["y"], axis=-(2**40))]), "an attribute is")
