@@ -23,6 +23,7 @@ CMYK, YCbCr, HSV, RGBX                    RGB, by Pillow's conversion
 animated (GIF, WebP, APNG), multi-page    the first frame
 EXIF orientation 1-8                      turned upright in files and bytes; a PIL image is taken as it stands
 more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded; WebP, JPEG 2000, AVIF: half as many
+a file of more than 256 MiB               DataError, before it is read
 zero pixels, truncated, not an image      DataError that names the source
 ========================================  =====================================================================
 

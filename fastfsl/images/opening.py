@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # coefficients 6 more, and a picture that is turned is there twice: less than 1 GB in all.
 MAX_PIXELS = 89_478_485
 
+# Of an image file, which is held beside its pixels: an uncompressed picture of so many pixels has as much.
+MAX_FILE_BYTES = 256 * 2**20
+
 # Decoders that hold a picture several times over, at up to 16 bytes a pixel.
 _GREEDY_FORMATS = ("WEBP", "JPEG2000", "AVIF")
 
@@ -74,7 +77,8 @@ def open_image(source: ImageSource) -> Image.Image:
             passed in.
 
     Raises:
-        DataError: the source is missing, not an image, truncated, empty or larger than MAX_PIXELS; it is named.
+        DataError: the source is missing, not an image, truncated, empty, a file of more than MAX_FILE_BYTES or larger
+            than MAX_PIXELS; it is named.
         ShapeError: an array of another shape or dtype.
         ConfigError: Pillow is not installed.
     """
@@ -111,7 +115,14 @@ def _read(path: Path) -> bytes:
             raise DataError(f"{path}: no such image file")
         if not path.is_file():
             raise DataError(f"{path}: expected an image file, this is not a regular file")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise DataError(
+                    f"{path}: expected an image file of at most {MAX_FILE_BYTES} bytes, got {size}; save it smaller or "
+                    "compressed"
+                )
+            return file.read(size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path; DataError is one too and passes through
         if isinstance(error, DataError):
             raise
@@ -130,7 +141,7 @@ def _identify(data: bytes, name: str) -> Image.Image:
     except image_module.UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or damaged; fastfsl reads {', '.join(formats)}") from error
     except image_module.DecompressionBombError as error:
-        raise DataError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller ({error})") from error
+        raise DataError(f"{name}: more than {MAX_PIXELS} pixels; resize it to fewer ({error})") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise a dozen types, and plain ones
         raise DataError(f"{name}: the image cannot be decoded ({type(error).__name__}: {error})") from error
     _check_size(image, name)
@@ -146,9 +157,13 @@ def _check_size(image: Image.Image, name: str) -> None:
     elif image.mode == "CMYK":  # 12 bytes a pixel: of a progressive JPEG, or as it was, turned, and in RGB
         most = MAX_PIXELS * 3 // 4
     if width * height > most:
-        raise DataError(f"{name}: {width}x{height} is more than {most} pixels; make it smaller")
+        raise _too_large(name, width, height, most)
     if width * height == 0:
         raise DataError(f"{name}: the image has no pixels")
+
+
+def _too_large(name: str, width: int, height: int, most: int) -> DataError:
+    return DataError(f"{name}: {width}x{height} is more than {most} pixels, got {width * height}; resize it to fewer")
 
 
 def load_pixels(image: Image.Image, name: str) -> Image.Image:
@@ -242,5 +257,8 @@ def _from_array(source: object, name: str) -> Image.Image:
         raise ShapeError(f"{name}: expected (H, W), (H, W, 3) or (H, W, 4): one image, channels last")
     if array.size == 0:
         raise DataError(f"{name}: the image has no pixels")
+    height, width = array.shape[:2]
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, width, height, MAX_PIXELS)
     image: Image.Image = pillow().fromarray(np.ascontiguousarray(array))
     return image

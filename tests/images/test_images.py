@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -246,6 +247,32 @@ def test_the_pixel_limit_holds_when_pillows_is_switched_off(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(DataError, match="more than 89478485 pixels"):
         open_image(_png_claiming(20_000, 20_000))
+
+
+def test_what_is_too_large_is_told_the_limit_its_size_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("fastfsl.images.opening.MAX_PIXELS", 100)
+    for source in (_encoded(_noise(11, 10), "PNG"), _noise(11, 10), np.zeros((10, 11, 3), np.uint8)):
+        with pytest.raises(DataError, match="11x10 is more than 100 pixels, got 110; resize it to fewer"):
+            open_image(source)
+    for shape in ((10, 10), (100, 1, 3), (1, 100, 4)):
+        assert open_image(np.zeros(shape, np.uint8)).size == shape[1::-1]
+
+
+def test_files_of_any_size_are_not_read(monkeypatch, tmp_path):
+    """A picture may be followed by anything, and a sparse file takes no room on a disk."""
+    path = tmp_path / "long.png"
+    path.write_bytes(_encoded(_noise(11, 10), "PNG"))
+    with path.open("ab") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(DataError, match="at most 268435456 bytes, got 268435457; save it smaller") as caught:
+        open_image(path)
+    assert str(path) in str(caught.value)
+    os.truncate(path, 5000)
+    monkeypatch.setattr("fastfsl.images.opening.MAX_FILE_BYTES", 5000)
+    assert open_image(path).size == (11, 10)
+    monkeypatch.setattr("fastfsl.images.opening.MAX_FILE_BYTES", 4999)
+    with pytest.raises(DataError, match="at most 4999 bytes"):
+        open_image(path)
 
 
 @pytest.mark.parametrize(("format_", "most"), [("WEBP", 50), ("JPEG2000", 50), ("PNG", 100)])
