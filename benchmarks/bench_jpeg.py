@@ -35,6 +35,12 @@ def photos(request, tmp_path_factory) -> list[Path]:
     return photographs(request.config.getoption("--photos"), tmp_path_factory.mktemp("photos"))
 
 
+@pytest.fixture
+def drawn(request) -> str:
+    """Ends the name of a result: what was measured on photographs is not replaced by what was on drawn ones."""
+    return "" if request.config.getoption("--photos") else "_drawn"
+
+
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return random_encoder()
@@ -45,7 +51,7 @@ def int8_bundle(encoder, tmp_path_factory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "int8", encoder)
 
 
-def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos):
+def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos, drawn):
     files = [photos[index % len(photos)] for index in range(IMAGES)]
     loaded = {mode: Classifier.load(int8_bundle, device="cpu", preprocess=mode, max_batch=BATCH) for mode in SIDES[1:]}
     head = torch.from_numpy(np.random.default_rng(0).normal(size=(10, encoder.embed_dim)).astype(np.float32))
@@ -82,7 +88,7 @@ def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos):
     }
     cosines = {mode: float((loaded[mode].embed(files) * torch_side()).sum(axis=1).min()) for mode in SIDES[1:]}
     record(
-        "jpeg_to_class",
+        f"jpeg_to_class{drawn}",
         {
             "what": f"JPEG files to the 5 best classes, ViT-B-32, batches of {BATCH}, {IMAGES} files, {ROUNDS} rounds",
             "photos": _describe(files),
@@ -97,7 +103,7 @@ def bench_jpeg_to_class(benchmark, record, encoder, int8_bundle, photos):
 
 
 @pytest.mark.slow  # `make bench-all`
-def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatch):
+def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatch, drawn):
     """What two cores gain from reading ahead, and how many threads should decode."""
     files = [photos[index % len(photos)] for index in range(IMAGES)]
     sides = {
@@ -122,7 +128,7 @@ def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatc
     benchmark.pedantic(all_rounds, rounds=1)
     rate = {key: IMAGES / statistics.median(values) for key, values in seconds.items()}
     record(
-        "image_threads",
+        f"image_threads{drawn}",
         {
             "what": f"images a second from JPEG files, ViT-B-32 int8, batches of {BATCH // 2}, {ROUNDS} rounds",
             "rows": [
@@ -140,7 +146,7 @@ def bench_division_of_threads(benchmark, record, int8_bundle, photos, monkeypatc
     assert rate[2, 2, 1] >= 0.85 * max(rate.values())
 
 
-def bench_fast_preprocessing(benchmark, record, encoder, photos):
+def bench_fast_preprocessing(benchmark, record, encoder, photos, drawn):
     """Time for one image on one thread, and what is left of its embedding in fp32."""
     rows: list[dict[str, Any]] = []
 
@@ -153,7 +159,7 @@ def bench_fast_preprocessing(benchmark, record, encoder, photos):
 
     benchmark.pedantic(all_sizes, rounds=1)
     record(
-        "fast_preprocessing",
+        f"fast_preprocessing{drawn}",
         {
             "what": "preprocess='fast' against 'exact': milliseconds for one JPEG on one thread, cosine of ViT-B-32",
             "margin": MARGIN,
