@@ -6,9 +6,6 @@ once, but a flow of ten steps in eager mode would take half as long again, and l
 
 import json
 import os
-
-# Before torch is imported: waiting OpenMP threads sleep, so that those of one side do not take the other's cores.
-
 import platform
 import subprocess
 from collections.abc import Callable
