@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from fastfsl.errors import ClosedError, ConfigError, OverloadError
+from fastfsl.runtime.failures import forget_locals
 from fastfsl.runtime.metrics import UNHEARD, Metrics
 from fastfsl.runtime.session import check_count
 
@@ -129,13 +130,13 @@ class Batcher:
             raise self._overload()
         try:
             future.add_done_callback(self._leave)
-            request.decoding = self._decode(image)
+            decoding = request.decoding = self._decode(image)
         except BaseException:
             future.cancel()
             raise
         if future.cancelled():
-            request.decoding.cancel()
-        request.decoding.add_done_callback(partial(self._decoded, request))
+            decoding.cancel()
+        decoding.add_done_callback(partial(self._decoded, request))
         return future
 
     __call__ = submit
@@ -209,8 +210,9 @@ class Batcher:
             self._worker.shutdown(wait=False)
         if future.cancelled():
             self._metrics.count("cancellations")
-            if cancelled is not None and cancelled.decoding is not None:
-                cancelled.decoding.cancel()
+            decoding = None if cancelled is None else cancelled.decoding
+            if decoding is not None:
+                decoding.cancel()
 
     def _begin(self, request: _Request) -> bool:
         """Take a request out of the queue, with the lock held; False: it was cancelled."""
@@ -220,6 +222,7 @@ class Batcher:
         return request.future.set_running_or_notify_cancel()
 
     def _decoded(self, request: _Request, decoding: Future[Any]) -> None:
+        request.decoding = None  # which knows this callback, and so the request and its pixels
         if decoding.cancelled():  # with its request, or because the pool ended
             outcome: Any = ClosedError("the classifier was closed before this image was read; load it again")
         else:
@@ -248,17 +251,26 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next_batch():
             now = time.monotonic()
-            for request in batch:
-                self._metrics.observe("queue_wait_seconds", now - request.accepted_at)
+            for accepted_at in [request.accepted_at for request in batch]:
+                self._metrics.observe("queue_wait_seconds", now - accepted_at)
             self._metrics.gauge("queue_depth", self._accepted)
-            try:
-                pixels = np.stack([request.pixels for request in batch if request.pixels is not None])
-                predictions = self._answer(pixels, max(request.top_k for request in batch))
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer to these requests
-                self._settle(batch, error)
-            else:
-                self._settle(batch, predictions)
+            self._settle(batch, self._outcome(batch))
+            del batch  # an error knows this frame as well: no request may stay in it
             self._metrics.gauge("queue_depth", self._accepted)
+
+    def _outcome(self, batch: list[_Request]) -> list[Prediction] | BaseException:
+        """The predictions of a batch, or why there are none."""
+        try:
+            pixels = np.stack([request.pixels for request in batch if request.pixels is not None])
+            return self._answer(pixels, max(request.top_k for request in batch))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer to these requests
+            failure = error
+        pixels, batch = np.empty(0), []  # this frame still runs, and is not emptied
+        forget_locals(failure)
+        try:
+            return failure
+        finally:
+            del failure  # the error knows this frame, which must not know the error
 
     def _next_batch(self) -> list[_Request]:
         """The requests to compute next, begun; none: the worker's turn is over."""

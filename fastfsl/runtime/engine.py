@@ -123,4 +123,5 @@ class Engine:
             if error is not None:
                 self._metrics.count("errors", kind=type(error).__name__)
                 if not mark:
-                    raise error
+                    # Another one: an error knows the frames it passes, and `errors`, which they know, would know it.
+                    raise type(error)(*error.args) from error.__cause__

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import traceback
+import weakref
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from itertools import chain
 from typing import Any
@@ -171,6 +174,41 @@ def test_a_failing_model_answers_with_its_error_and_the_next_batch_is_computed(m
                 future.result(LONG)
         model.error = None
         assert submit(3).result(LONG).label == "3.0"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_failed_batch_leaves_its_pixels_to_nobody(model, make, monkeypatch, kept):
+    """Not even for as long as its error is kept, nor until the garbage collector runs."""
+    pixels, errors, read = [], [], model._pixels
+
+    def decode(image):
+        decoded = read(image)
+        pixels.append(weakref.ref(decoded))
+        return decoded
+
+    def answer(batch, top_k):
+        pixels.append(weakref.ref(batch))
+        try:
+            raise OSError(f"the batch of {len(batch)}")
+        except OSError as error:
+            raise DataError("no answer") from error
+
+    monkeypatch.setattr(model, "answer", answer)
+    monkeypatch.setattr(model, "_pixels", decode)
+    gc.collect()
+    gc.disable()
+    try:
+        with make() as submit:
+            future = submit(3)
+            error = future.exception(LONG)
+            assert "in answer" in "".join(traceback.format_exception(error))
+            errors.append(weakref.ref(error))
+            if not kept:
+                del error, future
+        assert [ref() for ref in pixels] == [None, None]
+        assert kept or errors[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_callback_that_fails_takes_no_answer_from_others(model, make, caplog):

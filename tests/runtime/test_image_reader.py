@@ -10,7 +10,7 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
-from fastfsl.errors import DataError
+from fastfsl.errors import BundleError, DataError
 from fastfsl.images import exact_pixels
 from fastfsl.runtime.image_reader import ImageReader
 
@@ -94,6 +94,36 @@ def test_an_error_does_not_keep_the_pixels_of_its_batch(reader, photos, tmp_path
         assert pixels() is None
     finally:
         gc.enable()
+
+
+def test_a_call_that_raises_leaves_its_pixels_to_nobody(classifier, photos, monkeypatch):
+    """Whether an image of it is bad, or the graph fails: not until the garbage collector runs."""
+    pixels, stacked = [], np.empty
+
+    def empty(shape, dtype=float):
+        array = stacked(shape, dtype)
+        pixels.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr("fastfsl.runtime.image_reader.np.empty", empty)
+    gc.collect()
+    gc.disable()
+    try:
+        for images in ([photos[0], b"bad", photos[1]], [b"bad"]):
+            for ask in (classifier.predict, classifier.embed, classifier.probabilities):
+                with pytest.raises(DataError, match="not an image"):
+                    ask(images)
+        monkeypatch.setattr(type(classifier._engine.encoder), "embed", _failing)
+        with pytest.raises(BundleError, match="no embedding"):
+            classifier.predict(photos[:3])
+        assert len(pixels) > 6
+        assert [ref() for ref in pixels if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+def _failing(encoder, pixels):
+    raise BundleError("no embedding")
 
 
 def test_what_the_iterator_raises_comes_after_the_batches_before_it(reader, photos):
