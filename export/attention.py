@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from onnxscript import opset18
+from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
 # While torch exports, these take and give onnx_ir's values; their annotations are of another use.
@@ -40,14 +41,11 @@ class _PlainAttention(nn.Module):
         attn_mask: Tensor | None = None,
         **options: Tensor | bool | None,
     ) -> tuple[Tensor, Tensor | None]:
-        attention = self.attention
+        attention: Any = self.attention  # to the type checker it cannot be without a bias
         if query is not key or key is not value or options.get("key_padding_mask") is not None:
             return attention(query, key, value, attn_mask=attn_mask, **options)  # type: ignore[no-any-return]  # nn.Module
         if attn_mask is None and attention.in_proj_bias is not None:
-            inputs, options = (query, self.in_proj_weight, attention.in_proj_bias), {"num_heads": attention.num_heads}
-            mixed = torch.onnx.ops.symbolic(
-                "com.microsoft::Attention", inputs, options, dtype=query.dtype, shape=query.shape, version=1
-            )
+            mixed = _one_operator(query, self.in_proj_weight, attention.in_proj_bias, attention.num_heads)
             return attention.out_proj(mixed), None
         packed = F.linear(query, attention.in_proj_weight, attention.in_proj_bias)
         heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1)]
@@ -60,20 +58,43 @@ class _PlainAttention(nn.Module):
         return projected, None
 
 
+class _PlainTimmAttention(nn.Module):
+    """timm's attention in evaluation, on its parameters, (n, T, width) in and out."""
+
+    def __init__(self, attention: TimmAttention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.qkv_weight = nn.Parameter(attention.qkv.weight.detach().T.contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: bool) -> Tensor:
+        attention = self.attention
+        if attn_mask is not None or any(options.values()):
+            return attention(x, attn_mask=attn_mask, **options)  # type: ignore[no-any-return]  # nn.Module
+        projected: Tensor = attention.proj(_one_operator(x, self.qkv_weight, attention.qkv.bias, attention.num_heads))
+        return projected
+
+
+def _one_operator(tokens: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V with (Q, K, V) = tokens weight + bias, (n, T, width); computes nothing in torch."""
+    options: dict[str, Any] = {"dtype": tokens.dtype, "shape": tokens.shape, "version": 1}
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::Attention", (tokens, weight, bias), {"num_heads": num_heads}, **options
+    )
+
+
 @contextlib.contextmanager
 def plain_attention(module: nn.Module) -> Iterator[None]:
     """Within the block, the attention layers of a module are such as are exported well; then they are as they were."""
-    found = [
-        (name, layer)
-        for name, layer in module.named_modules()
-        if type(layer) is nn.MultiheadAttention and _replaceable(layer)
-    ]
+    replaced: dict[str, nn.Module] = {}
     try:
-        for name, layer in found:
-            module.set_submodule(name, _PlainAttention(layer))
+        for name, layer in list(module.named_modules()):
+            made = _made_plain(layer)
+            if made is not None:
+                replaced[name] = layer
+                module.set_submodule(name, made)
         yield
     finally:
-        for name, layer in found:
+        for name, layer in replaced.items():
             module.set_submodule(name, layer)
 
 
@@ -82,9 +103,20 @@ def packed_attention(layer: nn.Module) -> nn.MultiheadAttention:
     return layer.attention if isinstance(layer, _PlainAttention) else layer  # type: ignore[return-value]
 
 
-def _replaceable(layer: nn.MultiheadAttention) -> bool:
-    packed = layer.in_proj_weight is not None
-    return packed and layer.batch_first and layer.bias_k is None and not layer.add_zero_attn
+def _made_plain(layer: nn.Module) -> nn.Module | None:
+    """What takes the place of a layer, or None."""
+    part: Any = layer  # to the type checker a module's options cannot be missing
+    if type(layer) is nn.MultiheadAttention:
+        plain = part.in_proj_weight is not None and part.batch_first and part.bias_k is None and not part.add_zero_attn
+        return _PlainAttention(layer) if plain else None
+    if type(layer) is TimmAttention:
+        width = part.proj.in_features
+        plain = part.qkv.bias is not None and part.qkv.weight.shape == (3 * width, width)
+        # Norms of queries and keys, and newer releases' norm and gate of what comes out.
+        extras = (getattr(part, name, None) for name in ("q_norm", "k_norm", "norm", "gate"))
+        plain = plain and all(extra is None or type(extra) is nn.Identity for extra in extras)
+        return _PlainTimmAttention(layer) if plain else None
+    return None
 
 
 def attention_operators(

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from timm.layers.attention import Attention as TimmAttention
 from torch import nn
 
 from fastfsl.encoders import load_encoder
@@ -127,6 +128,27 @@ def test_a_layer_without_a_mask_is_one_operator(bias):
     assert ("Attention" in {node.op_type for node in model.graph.node}) == bias  # which needs one
     x = torch.randn(3, 6, 8)
     np.testing.assert_allclose(run(model, x=x.numpy()), layer(x).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "one"),
+    [({"qkv_bias": True}, True), ({"qkv_bias": False}, False), ({"qkv_bias": True, "qk_norm": True}, False)],
+)
+def test_timms_attention_is_one_operator_where_it_is_plain(options, one):
+    torch.manual_seed(0)
+    layer = nn.Sequential(TimmAttention(8, num_heads=2, norm_layer=nn.LayerNorm, **options)).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    model = to_onnx(layer, {"input": torch.zeros(TRACED_BATCH, 6, 8)}, "mixed", "attention")
+    assert ("Attention" in {node.op_type for node in model.graph.node}) == one
+    x = torch.randn(3, 6, 8)
+    np.testing.assert_allclose(run(model, input=x.numpy()), layer(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert type(layer[0]) is TimmAttention
+    mask = torch.ones(6, 6).tril().bool()
+    masked = layer[0](x, attn_mask=mask)
+    with plain_attention(layer):
+        assert (type(layer[0]) is TimmAttention) != one
+        torch.testing.assert_close(layer[0](x, attn_mask=mask), masked)
 
 
 def test_attention_layers_are_as_they_were_after_an_export():
