@@ -265,7 +265,7 @@ class Batcher:
             return self._answer(pixels, max(request.top_k for request in batch))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer to these requests
             failure = error
-        pixels, batch = np.empty(0), []  # this frame still runs, and is not emptied
+        pixels, batch = np.empty(0, np.uint8), []  # this frame still runs, and is not emptied
         forget_locals(failure)
         try:
             return failure

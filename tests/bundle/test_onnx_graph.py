@@ -142,8 +142,9 @@ def test_constant_sizes_are_bounded_in_sum():
 @pytest.mark.parametrize("op_type", ["Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"])
 def test_constant_sizes_are_followed_through_what_hands_them_on(op_type):
     inputs = ["w", "w"] if op_type == "Concat" else ["w", "axes"][: 1 + (op_type in ("Reshape", "Squeeze"))]
+    options: dict[str, Any] = {"to": TensorProto.INT64} if op_type == "Cast" else {}
     nodes = [
-        helper.make_node(op_type, inputs, ["v"], **({"to": TensorProto.INT64} if op_type == "Cast" else {})),
+        helper.make_node(op_type, inputs, ["v"], **options),
         helper.make_node("Identity", ["v"], ["u"]),
         helper.make_node("Expand", ["x", "u"], ["y"]),
     ]

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -248,7 +248,8 @@ def _text_encoder() -> Encoder:
 
 
 def _class_text(encoder: Encoder, prompts: list[str]) -> Tensor:
-    return normalize(normalize(encoder.model.encode_text(encoder.tokenizer(prompts))).mean(dim=0))
+    model: Any = encoder.model
+    return normalize(normalize(model.encode_text(encoder.tokenizer(prompts))).mean(dim=0))
 
 
 def make_text(folder: Path) -> dict[str, Tensor]:
@@ -261,8 +262,13 @@ def make_text(folder: Path) -> dict[str, Tensor]:
     classes, weight = normalize(texts + shift), texts * SCALE
     field, plan = _flow(WIDTH, STEPS, blocks=1)
     readout = bundle.Readout(0.5, weight[:-1].numpy(), np.zeros(len(NAMES), np.float32), (), 1.5, 0.25)
-    written = tokenizer_file(encoder.tokenizer)
-    text = {"clean": written.clean, "strip_id": written.strip_id, "context_length": CONTEXT, "linear_scale": SCALE}
+    written, clip = tokenizer_file(encoder.tokenizer), cast("CLIP", encoder.model)
+    text: dict[str, Any] = {
+        "clean": written.clean,
+        "strip_id": written.strip_id,
+        "context_length": CONTEXT,
+        "linear_scale": SCALE,
+    }
     with bundle.staging_folder(folder) as staging:
         _write(staging / bundle.VISUAL_GRAPH, visual_graph(encoder).SerializeToString())
         _write(staging / bundle.FLOW_GRAPH, flow_graph(plan, classes[:-1].numpy(), SCALE).SerializeToString())
@@ -272,7 +278,7 @@ def make_text(folder: Path) -> dict[str, Tensor]:
         bundle.write_class_places(
             staging / bundle.TEXT_CLASSES, bundle.ClassPlaces(classes[:-1].numpy(), shift.numpy())
         )
-        text |= {"vocab_size": encoder.tokenizer.vocab_size, "templates": list(TEMPLATES)}
+        text |= {"vocab_size": clip.vocab_size, "templates": list(TEMPLATES)}
         flow = {"num_steps": STEPS, "step_size": STEP, "text": text}
         bundle.seal_bundle(staging, _fields(WIDTH, encoder, **flow))
     embeds = _embed(encoder)
