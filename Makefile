@@ -73,10 +73,10 @@ runtime-test: wheel demo-out/bundle/manifest.json  ## the wheel with [cpu] alone
 demo-out/bundle/manifest.json:
 	$(MAKE) demo
 
-bench: $(INSTALLED)  ## the latency report (10 minutes): benchmarks/results/, README's tables, benchmarks/report.html
+bench: $(INSTALLED)  ## the latency report (6 minutes): benchmarks/results/, README's tables, benchmarks/report.html
 	$(BIN)/python -m pytest benchmarks --save-results; code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
-bench-all: $(INSTALLED)  ## the trainings as well (hours)
+bench-all: $(INSTALLED)  ## the trainings and the demo's five seeds as well (hours)
 	$(BIN)/python -m pytest benchmarks -m "not gpu" --save-results; code=$$?; $(BIN)/python benchmarks/tables.py; exit $$code
 
 clean:  ## remove what the other targets made, but for .venv
