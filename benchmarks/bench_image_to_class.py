@@ -76,12 +76,12 @@ def sides(tmp_path_factory):
     images = _images(16, seed=7)
     reader = ImageReader(encoder.preprocessing)
 
-    def session(model: onnx.ModelProto):
-        return create_row_session(model.SerializeToString(), "benchmark", device="cpu", num_threads=THREADS)
+    def session(model: onnx.ModelProto, **options):
+        return create_row_session(model.SerializeToString(), "benchmark", device="cpu", num_threads=THREADS, **options)
 
-    def bundle(visual, flow):
+    def bundle(visual, flow, *, small_products=False):
         tower = ImageEncoder(session(visual), reader, DIM, None, num_threads=THREADS)
-        head = Head(FlowExecutor(session(flow), ""), None)
+        head = Head(FlowExecutor(session(flow, small_products=small_products), ""), None)
         return lambda pixels: head.image_logits(tower, pixels)
 
     embeds = {"image_embeds": session(visual).run(None, {"images": images})[0]}
@@ -94,7 +94,7 @@ def sides(tmp_path_factory):
         "torch bf16 autocast": autocast,
         "onnxruntime, as exported": bundle(plain, flow),
         "fp32": bundle(visual, flow),
-        "int8": bundle(*reduced),
+        "int8": bundle(*reduced, small_products=True),
     }
     torch.set_num_threads(threads)
 

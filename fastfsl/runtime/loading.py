@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def load_bundle(
 
     graphs_on = graph_device(manifest.precision, device)
 
-    def create(model: bytes, name: str, card: Device | None = None) -> Session:
+    def create(model: bytes, name: str, card: Device | None = None, *, small_products: bool = False) -> Session:
         return create_row_session(
             model,
             name,
@@ -136,10 +137,12 @@ def load_bundle(
             card=card,
             gpu_mem_limit=gpu_mem_limit,
             half=manifest.precision == "fp16",
+            small_products=small_products,
             fallbacks=fallbacks,
         )
 
-    head = Head.load(path, manifest, create, device=device, flow=flow)
+    create_flow = partial(create, small_products=manifest.precision == "int8")
+    head = Head.load(path, manifest, create_flow, device=device, flow=flow)
     # On the stream of the compiled flow, if there is one: the embeddings then stay on the card.
     card = None if head.flow is None else head.flow.card
     encoder = ImageEncoder.load(

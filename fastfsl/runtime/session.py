@@ -115,10 +115,7 @@ def create_session(
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if num_threads is not None:
-        check_count("num_threads", num_threads)
-        if num_threads > MAX_THREADS:
-            raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
+    _check_threads(num_threads)
     check_memory_limit(gpu_mem_limit, device)
     onnxruntime = load_onnxruntime()
     check_graph_file(model, name, half=half and device == "cuda")
@@ -146,26 +143,33 @@ def create_row_session(
     card: Device | None = None,
     gpu_mem_limit: int | None = None,
     half: bool = False,
+    small_products: bool = False,
     fallbacks: list[tuple[int, str]] | None = None,
 ) -> Session:
     """As `create_session`, for a graph that may get many rows.
 
     On CUDA it computes in buckets of rows. On the CPU each thread takes its own rows; that holds the graph's weights
-    twice, so it is done for graphs up to `MAX_TWICE_BYTES`.
+    twice, so it is done for graphs up to `MAX_TWICE_BYTES`. With `small_products`, those of an int8 flow, few rows stay
+    on one thread, and the weights are held once: to wake another thread takes longer than half of such a product.
     """
+    _check_threads(num_threads)
+    threads = available_cpus() if num_threads is None else num_threads
     shared = create_session(
         model,
         name,
         device=device,
-        num_threads=num_threads,
+        num_threads=1 if small_products else num_threads,
         card=card,
         gpu_mem_limit=gpu_mem_limit,
         in_buckets=True,
         half=half,
         fallbacks=fallbacks,
     )
-    threads = available_cpus() if num_threads is None else num_threads
-    if threads == 1 or len(model) > MAX_TWICE_BYTES or not on_cpu(shared):
+    if threads == 1 or not on_cpu(shared):
+        return shared
+    if small_products:
+        return RowParallelSession(shared, shared, threads)
+    if len(model) > MAX_TWICE_BYTES:
         return shared
     return RowParallelSession(shared, _create(load_onnxruntime(), model, name, [_CPU], 1), threads)
 
@@ -237,6 +241,14 @@ def check_count(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
+
+
+def _check_threads(num_threads: int | None) -> None:
+    if num_threads is None:
+        return
+    check_count("num_threads", num_threads)
+    if num_threads > MAX_THREADS:
+        raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
 
 
 def check_memory_limit(gpu_mem_limit: object, device: str) -> None:

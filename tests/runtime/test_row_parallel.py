@@ -90,6 +90,17 @@ def test_one_thread_keeps_the_weights_once(bundle_dir):
     assert isinstance(create_row_session(model, "flow", device="cpu", num_threads=2), RowParallelSession)
 
 
+def test_small_products_of_few_rows_stay_on_one_thread_with_the_weights_once(bundle_dir, monkeypatch):
+    model = (bundle_dir / "flow" / "model.onnx").read_bytes()
+    create, threads = session_module._create, []
+    monkeypatch.setattr(session_module, "_create", lambda *given: threads.append(given[-1]) or create(*given))
+    session = create_row_session(model, "flow", device="cpu", num_threads=3, small_products=True)
+    assert threads == [1]
+    rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    apart = [session.run(None, {"image_embeds": rows[at : at + 4]})[0] for at in range(0, 100, 4)]
+    np.testing.assert_allclose(session.run(None, {"image_embeds": rows})[0], np.concatenate(apart), atol=1e-6)
+
+
 def test_a_large_graph_keeps_the_weights_once(bundle_dir, monkeypatch):
     model = (bundle_dir / "flow" / "model.onnx").read_bytes()
     monkeypatch.setattr(session_module, "MAX_TWICE_BYTES", len(model) - 1)
