@@ -10,6 +10,8 @@ from typing import Any
 import regex
 from open_clip import tokenizer as open_clip_tokenizer
 
+from fastfsl.bundle.tokenizer_file import check_tokenizer_file
+from fastfsl.bundle.untrusted import AGAIN
 from fastfsl.errors import BundleError, ConfigError
 
 _SUFFIX = "</w>"  # open_clip's end of a word
@@ -37,7 +39,8 @@ def tokenizer_file(tokenizer: Callable[..., Any]) -> TokenizerFile:
     """Convert the tokenizer of an encoder.
 
     Raises:
-        BundleError: it is of a kind that cannot be converted, or the package transformers holds it in a slow form.
+        BundleError: it is of a kind that cannot be converted, the package transformers holds it in a slow form, or the
+            runtime would refuse it.
         ConfigError: the package tokenizers is not installed.
     """
     try:
@@ -45,10 +48,16 @@ def tokenizer_file(tokenizer: Callable[..., Any]) -> TokenizerFile:
     except ImportError as error:
         raise ConfigError(f"--text needs the package tokenizers ({error}); pip install 'fastfsl[text]'") from error
     if isinstance(tokenizer, open_clip_tokenizer.SimpleTokenizer):
-        return _from_simple(tokenizer)
-    if isinstance(tokenizer, open_clip_tokenizer.HFTokenizer | open_clip_tokenizer.SigLipTokenizer):
-        return _from_transformers(tokenizer)
-    raise BundleError(f"expected a tokenizer of open_clip, got {type(tokenizer).__name__}: export without --text")
+        file = _from_simple(tokenizer)
+    elif isinstance(tokenizer, open_clip_tokenizer.HFTokenizer | open_clip_tokenizer.SigLipTokenizer):
+        file = _from_transformers(tokenizer)
+    else:
+        raise BundleError(f"expected a tokenizer of open_clip, got {type(tokenizer).__name__}: export without --text")
+    try:
+        check_tokenizer_file(file.data, "the tokenizer", file.context_length)
+    except BundleError as error:  # its remedy, to export again, is for readers of a bundle
+        raise BundleError(f"{str(error).removesuffix(f'; {AGAIN}')}: export without --text") from error
+    return file
 
 
 def _from_simple(simple: open_clip_tokenizer.SimpleTokenizer) -> TokenizerFile:

@@ -173,3 +173,13 @@ def test_siglips_own_tokenizer_is_read_as_it_reads():
 def test_tokenizers_that_a_file_cannot_hold_are_refused(tokenizer, words):
     with pytest.raises(BundleError, match=words):
         tokenizer_file(tokenizer)
+
+
+def test_a_tokenizer_that_the_runtime_would_refuse_is_not_written():
+    """Whoever exports is not told to export again."""
+    from tokenizers import normalizers
+
+    tokenizer = _hugging(SigLipTokenizer)
+    tokenizer.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.NFKC()])
+    with pytest.raises(BundleError, match=r"the tokenizer: .* up to 1296 bytes of one\): export without --text$"):
+        tokenizer_file(tokenizer)
