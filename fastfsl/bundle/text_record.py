@@ -15,7 +15,7 @@ TOKENIZER = "textual/tokenizer.json"
 TEXT_CLASSES = "textual/classes.safetensors"
 TEXT_CLEANING = ("lower", "whitespace", "canonicalize")
 
-# The longest context in open_clip is 77 ids, its largest vocabulary 256 000; ImageNet has 80 short templates.
+# The longest context in open_clip is 77 ids, its largest vocabulary 901 629; ImageNet has 80 short templates.
 MAX_CONTEXT, MAX_VOCABULARY, MAX_TEMPLATES, MAX_TEMPLATE = 4096, 2**21, 4096, 1024
 
 _KEYS = {"context_length", "vocab_size", "clean", "strip_id", "templates", "linear_scale"}
