@@ -93,7 +93,12 @@ def test_one_thread_keeps_the_weights_once(bundle_dir):
 def test_small_products_of_few_rows_stay_on_one_thread_with_the_weights_once(bundle_dir, monkeypatch):
     model = (bundle_dir / "flow" / "model.onnx").read_bytes()
     create, threads = session_module._create, []
-    monkeypatch.setattr(session_module, "_create", lambda *given: threads.append(given[-1]) or create(*given))
+
+    def counted(*given):
+        threads.append(given[-1])
+        return create(*given)
+
+    monkeypatch.setattr(session_module, "_create", counted)
     session = create_row_session(model, "flow", device="cpu", num_threads=3, small_products=True)
     assert threads == [1]
     rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
