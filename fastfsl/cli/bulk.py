@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -86,8 +86,8 @@ class BulkOutput:
                 images, errors = count_parquet(self.path)
             else:
                 with self.path.open("rb") as file:
-                    failed = ["error" in _row(line) for line in file]
-                images, errors = len(failed), sum(failed)
+                    failed = Counter("error" in _row(line) for line in file)
+                images, errors = failed.total(), failed[True]
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror or error}") from error
         except (ValueError, TypeError, KeyError) as error:

@@ -150,6 +150,13 @@ def test_a_complete_output_of_something_else_is_no_result(bulk, many, tmp_path, 
     assert output.read_text() == '{"mine": 1}\n'
 
 
+def test_a_complete_table_has_both_columns_that_are_counted(tmp_path):
+    for name in ("input", "error"):
+        pyarrow.parquet.write_table(pyarrow.table({name: ["a", None]}), tmp_path / "rows.parquet")
+        with pytest.raises(DataError, match="no rows of predictions"):
+            BulkOutput(tmp_path / "rows.parquet", resume=True, force=False).counts()
+
+
 _SLOW = """
 import sys, time
 from fastfsl.runtime.image_encoder import ImageEncoder
