@@ -134,6 +134,7 @@ def test_the_recipe_of_the_report_is_the_committed_one():
     assert report["recipe"] == ours
 
 
+@pytest.mark.slow
 def test_command_line_trains_into_a_folder(tmp_path, capsys, monkeypatch, small_atlas):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(contrastive, "build_atlas", lambda *_args: small_atlas)

@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["mps", "mps+fma"])
+@pytest.fixture(scope="module", params=[pytest.param("mps", marks=pytest.mark.slow), "mps+fma"])
 def run(request, folder) -> Run:
     """Trained for an epoch; then every trained tensor is moved, so that none is where the tuning began."""
     options = {"mps": {"epochs": 1}, **({"fma": FLOW} if request.param == "mps+fma" else {})}

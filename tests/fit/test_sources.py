@@ -306,6 +306,7 @@ main()
 """
 
 
+@pytest.mark.slow  # tests/fit/test_checkpoint.py kills a training of a tower in the fast suite
 def test_a_killed_training_goes_on_and_ends_alike(digits, tmp_path, monkeypatch, trained):
     monkeypatch.setenv("FASTFSL_CACHE", str(tmp_path / "cache"))
     config = tmp_path / "config.json"  # JSON is YAML

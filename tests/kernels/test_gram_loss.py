@@ -100,7 +100,9 @@ def test_float32_is_as_near_as_torchs_own_where_training_starts():
 
 
 @pytest.mark.parametrize("arch", [80, 100])
-@pytest.mark.parametrize(("n", "dtype"), [(70, torch.float16), (225, torch.float16), (33, torch.float32)])
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(70, torch.float16), pytest.param(225, torch.float16, marks=pytest.mark.slow), (33, torch.float32)]
+)
 def test_tiles_of_other_cards_give_the_same(monkeypatch, arch, n, dtype):
     features, reference = drawn((1, n, 48), dtype)  # 48: the last columns of the gradient's tile are none
     expected = [step(manifold.gram_alignment_loss, features.double(), reference.double(), kind) for kind in KINDS]
