@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # coefficients 6 more, and a picture that is turned is there twice: less than 1 GB in all.
 MAX_PIXELS = 89_478_485
 
-# Of an image file, which is held beside its pixels: an uncompressed picture of so many pixels has as much.
+# Of an image file, which is held beside its pixels: an uncompressed RGB picture of so many pixels has as much.
 MAX_FILE_BYTES = 256 * 2**20
 
 # Decoders that hold a picture several times over, at up to 16 bytes a pixel.
