@@ -112,7 +112,7 @@ def _made_plain(layer: nn.Module) -> nn.Module | None:
     if type(layer) is TimmAttention:
         width = part.proj.in_features
         qkv = part.qkv
-        plain = type(qkv) is nn.Linear and qkv.bias is not None and qkv.weight.shape == (3 * width, width)
+        plain = qkv.bias is not None and type(qkv) is nn.Linear and qkv.weight.shape == (3 * width, width)
         # Norms of queries and keys, and newer releases' norm and gate of what comes out.
         extras = (getattr(part, name, None) for name in ("q_norm", "k_norm", "norm", "gate"))
         plain = plain and all(extra is None or type(extra) is nn.Identity for extra in extras)
