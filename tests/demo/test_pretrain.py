@@ -116,6 +116,7 @@ def test_package_model_loads_offline_in_full_precision(monkeypatch):
     assert model.visual.image_size == (32, 32)
 
 
+@pytest.mark.slow
 def test_the_report_holds_for_the_shipped_weights():
     report = json.loads((tiny_clip_dir() / pretrain.REPORT_FILE).read_text())
     model = open_clip.create_model(LOCAL).eval()

@@ -72,7 +72,10 @@ def test_graph_tells_nothing_of_the_machine_it_was_made_on(graph):
     assert b"stack_trace" not in text
 
 
-@pytest.mark.parametrize("changes", [{"no_ln_pre": True}, {"pool_type": "avg"}, {"pool_type": "tok", "mlp_ratio": 2.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"no_ln_pre": True, "mlp_ratio": 2.0}, {"pool_type": "avg"}],
+)
 def test_variants_of_the_tower_match(tmp_path, changes):
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
