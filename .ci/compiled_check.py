@@ -30,7 +30,7 @@ def make(target: Path) -> None:
         *,
         flow: bytes,
         add: Callable[[Path], None],
-        **fields: Any,  # noqa: ANN401 - of the manifest
+        **fields: object,
     ) -> Path:
         manifest = {"method": "fma", "class_names": list("abcd"), "precision": "fp32", "logit_scale": 20.0}
         nothing: dict[str, Any] = {"versions": {}, "metrics": {}, "parity": {}, "training": {}}

@@ -7,8 +7,10 @@ holds NaN until a kernel writes it; each flow runs twice on different rows, the 
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from typing import Any, Literal, cast
 
 import torch
@@ -157,43 +159,43 @@ def _fewer_steps(case: Case, plan: Any) -> Row:
 
 
 def _gram_rows(case: Case) -> Iterator[Row]:
-    from benchmarks.gpu_gram import loss_and_gradient
     from fastfsl.kernels import gram_loss
 
     dtype = DTYPES[case.precision]
-    for shape in case.shapes:
-        batch, count, dim = shape
-        for kind in GRAM_KINDS:
-            for normalize in (False, True):
-                features, reference = random_tokens((batch, count, dim), DRIFT, count, dtype, case.device)
-                if not normalize:  # lengths of their own, so that a kernel that normalises all the same is found out
-                    lengths = 0.5 + torch.rand(batch, count, 1, device=case.device)
-                    features, reference = (features * lengths).to(dtype), (reference * lengths.flip(1)).to(dtype)
+    for (batch, count, dim), kind, normalize in product(case.shapes, GRAM_KINDS, (False, True)):
+        features, reference = random_tokens((batch, count, dim), DRIFT, count, dtype, case.device)
+        if not normalize:  # lengths of their own, so that a kernel that normalises all the same is found out
+            lengths = 0.5 + torch.rand(batch, count, 1, device=case.device)
+            features, reference = (features * lengths).to(dtype), (reference * lengths.flip(1)).to(dtype)
+        options: dict[str, Any] = {"kind": kind, "normalize": normalize}
+        kernel: Callable[..., Tensor] = partial(
+            gram_loss.gram_alignment_loss, **options, allow_tf32=case.precision == "tf32"
+        )
+        exact = _step(partial(manifold_gram_loss, **options), features, reference, torch.float64)
+        plain = _step(partial(plain_gram_loss, **options), features, reference, dtype)
+        with poisoned():
+            ours = _step(kernel, features, reference, dtype)
+            with torch.no_grad():
+                alone = kernel(features, reference)
+        about = [batch, count, dim, kind, "normalised" if normalize else "as given"]
+        parts = (
+            ("loss", ours[0], plain[0], exact[0]),
+            ("loss without gradient", alone, plain[0], exact[0]),
+            ("gradient", ours[1], plain[1], exact[1]),
+        )
+        for part, mine, torchs, true in parts:
+            # A single normalised row has S = S' = 1: loss and gradient are 0, and must be.
+            scale = true if float(true.norm()) > 0 else torch.ones_like(true)
+            errors = [float((out.double() - true).norm() / scale.norm()) for out in (mine, torchs)]
+            yield _judged(f"gram, {part}", case.precision, about, *errors)
 
-                def step(loss: Any, given: torch.dtype, **options: Any) -> tuple[Tensor, Tensor]:
-                    pair = features.to(given).requires_grad_(), reference.to(given)  # noqa: B023 - called in this turn
-                    return loss_and_gradient(lambda f, r: loss(f, r, kind, **options))(*pair)  # noqa: B023
 
-                exact = step(manifold_gram_loss, torch.float64, normalize=normalize)
-                plain = step(plain_gram_loss, dtype, normalize=normalize)
-                with poisoned():
-                    allow_tf32 = case.precision == "tf32"
-                    ours = step(gram_loss.gram_alignment_loss, dtype, normalize=normalize, allow_tf32=allow_tf32)
-                    with torch.no_grad():
-                        alone = gram_loss.gram_alignment_loss(
-                            features, reference, kind, normalize=normalize, allow_tf32=allow_tf32
-                        )
-                about = [*shape, kind, "normalised" if normalize else "as given"]
-                parts = (
-                    ("loss", ours[0], plain[0], exact[0]),
-                    ("loss without gradient", alone, plain[0], exact[0]),
-                    ("gradient", ours[1], plain[1], exact[1]),
-                )
-                for part, mine, torchs, true in parts:
-                    # A single normalised row has S = S' = 1: loss and gradient are 0, and must be.
-                    scale = true if float(true.norm()) > 0 else torch.ones_like(true)
-                    errors = [float((out.double() - true).norm() / scale.norm()) for out in (mine, torchs)]
-                    yield _judged(f"gram, {part}", case.precision, about, *errors)
+def _step(
+    loss: Callable[..., Tensor], features: Tensor, reference: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    from benchmarks.gpu_gram import loss_and_gradient
+
+    return loss_and_gradient(loss)(features.to(dtype).requires_grad_(), reference.to(dtype))
 
 
 def _sign_rows(case: Case) -> Iterator[Row]:

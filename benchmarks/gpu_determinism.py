@@ -1,6 +1,7 @@
 """Bit for bit the same over repeats, on an idle card and beside other work on another stream."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ FLOWS: tuple[tuple[Precision, int, int], ...] = (
 )
 GRAMS = ((8, 197, 768), (2, 2304, 1024))
 
-Computed = Callable[[], tuple[Tensor, ...]]
+Computed = Callable[[], Tensor | tuple[Tensor, ...]]
 
 
 def run(options: Options) -> None:
@@ -31,14 +32,14 @@ def run(options: Options) -> None:
         how = flow_options(precision)
         for persistent in (False, True) if rows <= 64 else (False,):
             name = f"flow{' in one launch' if persistent else ''}, {precision}, ({rows}, {dim})"
-            _repeat(record, name, lambda: (euler_flow(plan, x, **how, persistent=persistent),), options)  # noqa: B023
+            _repeat(record, name, partial(euler_flow, plan, x, **how, persistent=persistent), options)
     dtype = timed_dtype(options.device)
     for shape in ((1, 5, 128),) if options.interpret else GRAMS:
         for kind in ("l1", "squared"):
             features, reference = random_tokens(shape, 1e-2, 3, dtype, options.device)
             features.requires_grad_()
-            step = loss_and_gradient(lambda f, r: gram_loss.gram_alignment_loss(f, r, kind))  # noqa: B023
-            _repeat(record, f"gram, {kind}, {shape}", lambda: step(features, reference), options)  # noqa: B023
+            step = loss_and_gradient(partial(gram_loss.gram_alignment_loss, kind=kind))
+            _repeat(record, f"gram, {kind}, {shape}", partial(step, features, reference), options)
     record.finish()
 
 
@@ -48,7 +49,7 @@ def _repeat(record: Record, name: str, compute: Computed, options: Options) -> N
         record.skip(name, "no time left")
         return
     repeats = 2 if options.interpret else REPEATS
-    first = [part.clone() for part in compute()]
+    first = [part.clone() for part in _parts(compute())]
     alone = [_same(first, compute()) for _ in range(repeats)]
     beside = alone[:0] if options.interpret else [_same(first, _beside_others(compute)) for _ in range(repeats)]
     finite = all(bool(part.isfinite().all()) for part in first)
@@ -56,11 +57,15 @@ def _repeat(record: Record, name: str, compute: Computed, options: Options) -> N
     record.add({**row, "ok": finite and all(alone) and all(beside)})
 
 
-def _same(first: list[Tensor], again: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+def _parts(computed: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return computed if isinstance(computed, tuple) else (computed,)
 
 
-def _beside_others(compute: Computed) -> tuple[Tensor, ...]:
+def _same(first: list[Tensor], again: Tensor | tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, _parts(again), strict=True))
+
+
+def _beside_others(compute: Computed) -> Tensor | tuple[Tensor, ...]:
     """Compute while another stream keeps the card busy."""
     other = torch.cuda.Stream()
     with torch.cuda.stream(other):

@@ -118,7 +118,7 @@ def tables_flow(plan: FlowPlan, dtype: torch.dtype) -> Flow:
 
 def compiled_tables(plan: FlowPlan, dtype: torch.dtype, *, dry: bool) -> Flow:
     """The same by torch.compile for one number of rows, with its CUDA graphs, which need not copy the weights."""
-    torch._dynamo.reset()  # noqa: SLF001 - documented, and torch.compiler.reset() is the same
+    torch.compiler.reset()
     rounded = plan.to(dtype=dtype)
     for value in vars(rounded).values():
         if isinstance(value, Tensor):
