@@ -1,7 +1,7 @@
 """Results worth keeping: `pytest benchmarks --save-results` writes them to benchmarks/results/ as JSON.
 
 torch runs as it does by default. With OMP_WAIT_POLICY=PASSIVE its threads would leave the cores to the next side at
-once, but a flow of ten steps in eager mode would take half as long again, and look worse beside ours than it is.
+once, but small operators in eager mode would take longer, and look worse beside ours than they are.
 """
 
 import json

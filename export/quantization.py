@@ -5,9 +5,8 @@ the layer's input, Q_w in -127..127 and s_w of each output channel; everything e
 constants, so what an image gets does not depend on the others in its batch, as it would with onnxruntime's
 `quantize_dynamic`. The projection inside Attention is such a layer too; its softmax stays float32.
 
-`quantize_static` of onnxruntime writes pairs of QuantizeLinear and DequantizeLinear around MatMul, which take twice as
-long on a CPU as MatMulIntegerToFloat (ViT-B/32 on two cores: 27 against 13 ms). So the lines that place the operators
-are here.
+`quantize_static` of onnxruntime writes pairs of QuantizeLinear and DequantizeLinear around MatMul, which a CPU does not
+compute as one product (`pytest benchmarks/bench_int8.py`). So the lines that place the operators are here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -231,9 +230,9 @@ class _Writer:
         bias, output = layer.bias or "", layer.node.output[0]
         if layer.node.op_type == "Attention":
             inputs = [values, weight, bias, scale, weight_scale, "", zero]
-            heads = {attribute.name: helper.get_attribute_value(attribute) for attribute in layer.node.attribute}
-            nodes.append(helper.make_node("QAttention", inputs, [output], domain=MICROSOFT, **heads))
-            return nodes
+            attention = helper.make_node("QAttention", inputs, [output], domain=MICROSOFT)
+            attention.attribute.extend(layer.node.attribute)
+            return [*nodes, attention]
         consumers = self._consumers[output]
         if not bias and len(consumers) == 1 and consumers[0].op_type == "Add" and output not in self._outputs:
             (add,) = consumers

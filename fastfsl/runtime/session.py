@@ -150,7 +150,7 @@ def create_row_session(
 
     On CUDA it computes in buckets of rows. On the CPU each thread takes its own rows; that holds the graph's weights
     twice, so it is done for graphs up to `MAX_TWICE_BYTES`. With `small_products`, those of an int8 flow, few rows stay
-    on one thread, and the weights are held once: to wake another thread takes longer than half of such a product.
+    on one thread, and the weights are held once: another thread would save less than waking it for each of them costs.
     """
     _check_threads(num_threads)
     threads = available_cpus() if num_threads is None else num_threads

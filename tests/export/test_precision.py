@@ -155,6 +155,16 @@ def test_a_product_that_is_an_output_too_keeps_its_bias_outside():
     np.testing.assert_allclose(y - p, np.tile([7, 8, 9], (2, 1)), atol=1e-5)
 
 
+def test_gelu_by_tanh_is_as_near_as_is_said():
+    x = np.linspace(-8, 8, 20001, dtype=np.float32)[:, None]
+    found = []
+    for kind in ("Gelu", "FastGelu"):
+        model = _graph([helper.make_node(kind, ["x"], ["y"], domain="com.microsoft")], {}, [("y", 1)])
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        found.append(_open(model.SerializeToString()).run(None, {"x": x})[0])
+    assert 0 < np.abs(found[0] - found[1]).max() < 0.0005
+
+
 @pytest.mark.parametrize("keep", [[], ["w"]])
 def test_only_after_an_int8_product_gelu_is_approximated(keep):
     product = helper.make_node("MatMul", ["x", "w"], ["p"])
