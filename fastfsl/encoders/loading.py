@@ -25,7 +25,7 @@ from fastfsl.devices import resolve_device
 from fastfsl.encoders.architecture import load_weights
 from fastfsl.encoders.checkpoint_file import Checkpoint, read_checkpoint
 from fastfsl.encoders.encoder import Encoder, weights_digest
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, resource_error
 from fastfsl.images import Preprocessing
 
 TINY_CLIP = "tiny-clip"
@@ -250,7 +250,9 @@ def _config(plan: _Plan) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(plan.source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration of {plan.backbone} cannot be read: {error}") from error
+        raise resource_error(error, f"read the configuration of {plan.backbone}") or ConfigError(
+            f"the configuration of {plan.backbone} cannot be read: {error}"
+        ) from error
     return config if isinstance(config, dict) else {}
 
 

@@ -405,7 +405,7 @@ def test_a_failed_replacement_brings_the_old_bundle_back(made, monkeypatch):
     rename = Path.rename
 
     def failing(self, target):
-        if "partial" in self.name:
+        if self.name == "new":
             raise OSError(errno.ENOSPC, "disk full")
         return rename(self, target)
 
