@@ -20,7 +20,7 @@ from fastfsl.cli.inspect import inspect
 from fastfsl.cli.output import print_error, warn
 from fastfsl.cli.predict import predict
 from fastfsl.cli.train import train
-from fastfsl.errors import FastFSLError
+from fastfsl.errors import FastFSLError, resource_error
 
 _P = ParamSpec("_P")
 
@@ -53,6 +53,13 @@ def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except FastFSLError as error:
             print_error(str(error))
             raise typer.Exit(BAD_INPUT) from error
+        except (MemoryError, RuntimeError) as error:
+            fault = resource_error(error, command.__name__)
+            if fault is None:
+                raise
+            # Without the frames that it passed, and all that they hold: a message takes memory too.
+            error.__traceback__ = None
+            message = str(fault)
         except BrokenPipeError:  # `| head` has seen enough: typer ends the program quietly
             raise
         except OSError as error:  # what no room foresaw: permissions, impossible names, a vanished disk
@@ -61,6 +68,10 @@ def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt as error:
             print_error("interrupted; nothing half-written was left behind")
             raise typer.Exit(INTERRUPTED) from error
+        else:
+            return
+        print_error(message)
+        raise typer.Exit(BAD_INPUT)
 
     return run
 

@@ -51,15 +51,6 @@ def _volume(folder: Path) -> Path:
     return folder
 
 
-LAYOUTS = {
-    "hub-cache": _hub_cache,
-    "folder-in-a-hub-cache": lambda folder: _hub_cache(folder, "deploy/v1"),
-    "kubernetes": _volume,
-    "folder-in-a-volume": lambda folder: _linked_folder(folder),
-    "annex": lambda folder: _annex(folder),
-}
-
-
 def _linked_folder(folder: Path) -> Path:
     _copy(folder / "..2026" / "bundle")
     (folder / "..data").symlink_to("..2026")
@@ -75,6 +66,15 @@ def _annex(folder: Path) -> Path:
         file.rename(kept)
         file.symlink_to(os.path.relpath(kept, file.parent))
     return path
+
+
+LAYOUTS = {
+    "hub-cache": _hub_cache,
+    "folder-in-a-hub-cache": lambda folder: _hub_cache(folder, "deploy/v1"),
+    "kubernetes": _volume,
+    "folder-in-a-volume": _linked_folder,
+    "annex": _annex,
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
