@@ -128,7 +128,13 @@ def _replace(staging: Path, target: Path, old: Path) -> None:
     try:
         staging.rename(target)
     except BaseException:
-        old.rename(target)
+        try:
+            old.rename(target)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {target}, nor put back what was there ({error.strerror or error}): it lies in "
+                f"{old}, and the next run puts it back"
+            ) from error
         raise
 
 
