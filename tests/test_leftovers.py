@@ -77,7 +77,8 @@ def writer(tmp_path):
     for process in started:
         process.kill()
         process.wait(10)
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -86,13 +87,16 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_killed_run_left_is_swept_and_what_a_living_one_writes_is_not(writer, tmp_path, kind):
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_writes_is_not(writer, tmp_path, kind, monkeypatch):
     first = writer(kind, tmp_path / "out")
     second = writer(kind, tmp_path / "out")
     living = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     assert len(living) == 2
     check_output(tmp_path / "out", marker=MARKER)
     write(tmp_path / "other", "whole")
+    with monkeypatch.context() as later:
+        _aged(later, 2 * WEEK)  # however long it takes
+        leftovers.sweep_leftovers(tmp_path)
     assert names(tmp_path) == sorted([*(path.name for path in living), "other"])
     _kill(first)
     leftovers.sweep_leftovers(tmp_path)
@@ -139,7 +143,7 @@ def test_an_interrupted_replacement_that_cannot_be_undone_keeps_the_old_one(tmp_
     assert names(tmp_path) == ["run"]
 
 
-def _aged(path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def _aged(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """As if so much time had passed: change times cannot be set."""
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + seconds)
@@ -159,10 +163,10 @@ def test_what_another_machine_may_be_writing_is_left_for_a_week(tmp_path, monkey
     area = _area(tmp_path, **owner)
     leftovers.sweep_leftovers(tmp_path)
     assert area.exists()
-    _aged(area, monkeypatch, WEEK - 60)
+    _aged(monkeypatch, WEEK - 60)
     leftovers.sweep_leftovers(tmp_path)
     assert area.exists()
-    _aged(area, monkeypatch, WEEK + 120)
+    _aged(monkeypatch, WEEK + 120)
     leftovers.sweep_leftovers(tmp_path)
     assert not area.exists()
 
@@ -195,7 +199,7 @@ def test_what_an_older_version_left_is_swept_in_the_end(tmp_path, monkeypatch):
     write(tmp_path / ".b.old-0123abcd", "old")
     write(tmp_path / "c", "kept")
     write(tmp_path / ".c.old-0123abcd", "old")
-    _aged(tmp_path, monkeypatch, WEEK + 60)
+    _aged(monkeypatch, WEEK + 60)
     leftovers.sweep_leftovers(tmp_path)
     assert names(tmp_path) == ["b", "c"]
     assert (tmp_path / "c" / MARKER).read_text() == "kept"
@@ -205,7 +209,7 @@ def test_what_an_older_version_left_is_swept_in_the_end(tmp_path, monkeypatch):
 def test_files_of_other_names_are_the_user_s(tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     (tmp_path / ".link.partial-0123abcd").symlink_to(tmp_path / name)
-    _aged(tmp_path, monkeypatch, 2 * WEEK)
+    _aged(monkeypatch, 2 * WEEK)
     leftovers.sweep_leftovers(tmp_path)
     assert names(tmp_path) == sorted([name, ".link.partial-0123abcd"])
 

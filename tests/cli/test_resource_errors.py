@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fastfsl.cli import image_inputs
-from fastfsl.errors import ResourceError
+from fastfsl.errors import ResourceError, resource_error
 from fastfsl.images import opening
 from fastfsl.runtime import Classifier
 
@@ -70,6 +70,12 @@ def test_too_few_file_handles_make_no_good_image_a_bad_one(image_bundle, photos,
     assert not [row for row in rows if "error" in row]
 
 
+def _fault(number, path):
+    fault = resource_error(OSError(number, os.strerror(number)), f"read the image {path}")
+    assert fault is not None
+    return fault
+
+
 @pytest.fixture
 def no_handles(monkeypatch):
     """From the tenth image on, there is no file handle left."""
@@ -78,7 +84,7 @@ def no_handles(monkeypatch):
     def fail(path):
         count.append(path)
         if len(count) >= 10:
-            raise opening._machine_fault(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), path)
+            raise _fault(errno.EMFILE, path)
         return read(path)
 
     monkeypatch.setattr(opening, "_read", fail)
@@ -125,7 +131,7 @@ def test_a_request_of_the_batcher_gets_the_error_and_others_go_on(image_bundle, 
 
     def fail(path):
         if path == files[2]:
-            raise opening._machine_fault(OSError(errno.EIO, os.strerror(errno.EIO)), path)
+            raise _fault(errno.EIO, path)
         return read(path)
 
     monkeypatch.setattr(opening, "_read", fail)

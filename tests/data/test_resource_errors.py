@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfsl.data import Episode, check_readable, load_dataset
+from fastfsl.data import Episode, ImageDataset, check_readable, load_dataset
 from fastfsl.data.scoring import digest_of
 from fastfsl.errors import DataError, ResourceError
 from fastfsl.images import opening
@@ -32,11 +32,12 @@ def _fail(*_, **__):
 
 def test_an_image_is_not_skipped_for_want_of_a_handle(folder, monkeypatch):
     dataset = load_dataset(folder)
+    assert isinstance(dataset, ImageDataset)
     read = opening._read
 
     def fail(path):
         if path.name == "1.png":
-            raise opening._machine_fault(OSError(errno.EMFILE, "Too many open files"), path)
+            raise ResourceError(f"cannot read the image {path}: too many open files")
         return read(path)
 
     monkeypatch.setattr(opening, "_read", fail)

@@ -6,16 +6,22 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from fastfsl.errors import DataError, FastFSLError, ResourceError, resource_error
-from fastfsl.images import PREPROCESS, Preprocessing, open_image, opening
+from fastfsl.images import Preprocessing, exact_pixels, fast_pixels, open_image, opening
 
-PREPROCESSING = Preprocessing(8, (0.5,) * 3, (0.5,) * 3)
-READERS = {"open": open_image, **{name: lambda path, f=f: f(path, PREPROCESSING) for name, f in PREPROCESS.items()}}
+PREPROCESSING = Preprocessing((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+READERS: dict[str, Callable[[Path], object]] = {
+    "open": open_image,
+    "exact": lambda path: exact_pixels(path, PREPROCESSING),
+    "fast": lambda path: fast_pixels(path, PREPROCESSING),
+}
 
 MACHINE = ("EMFILE", "ENFILE", "EIO", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENODEV", "ENOTCONN", "EREMOTEIO", "EHOSTDOWN")
 FILE = ("ENOENT", "EACCES", "EPERM", "ELOOP", "ENAMETOOLONG", "EISDIR")
