@@ -88,8 +88,26 @@ for _command in (demo, train, evaluate, compare, export, predict, bench, inspect
     app.command(name=_command.__name__)(_guarded(_command))
 
 
+def _fill_closed_streams() -> None:
+    """Lead closed standard streams to nowhere.
+
+    Otherwise an output file gets the number of one of them, and what a library prints lands in the file. The standard
+    input stays None for Python: nothing may be read from it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+
+
 def main() -> None:
     """Entry point of the `fastfsl` program."""
+    _fill_closed_streams()
     # OpenMP threads that spin while they wait stall each other on a busy machine. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Names that the terminal's encoding does not have are shown escaped; they do not end the program.

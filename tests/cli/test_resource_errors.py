@@ -190,6 +190,32 @@ def test_a_list_from_a_closed_standard_input_is_refused(image_bundle):
     assert "Traceback" not in closed.stderr
 
 
+_TALKATIVE = """
+import os
+from fastfsl.cli import main
+from fastfsl.runtime import Classifier
+stream = Classifier.stream
+def talk(*arguments, **options):
+    os.write(1, b"libraries talk")
+    os.write(2, b"libraries talk")
+    return stream(*arguments, **options)
+Classifier.stream = talk
+main()
+"""
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere_and_into_no_output(image_bundle, photos, tmp_path, streams):
+    """Rows have the file's number that the stream had, if nobody sees to it, and a library's words between them."""
+    output = tmp_path / "rows.jsonl"
+    program = [sys.executable, "-c", _TALKATIVE]
+    command = _bulk(image_bundle, min(photos.iterdir()), "--output", output, "--json")
+    script = ["/bin/sh", "-c", f'"$@" {streams}', "sh", *program, *map(str, command)]
+    found = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False, env=_ENVIRONMENT)
+    assert found.returncode == 0, found.stderr
+    assert [set(row) for row in _rows(output)] == [{"input", "labels", "probabilities", "known"}]
+
+
 def test_a_list_larger_than_memory_is_refused_at_its_first_line(image_bundle, tmp_path):
     huge = tmp_path / "huge"
     huge.touch()
