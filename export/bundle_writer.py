@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from fastfsl.bundle import (
+    CARD,
     FLOW_GRAPH,
     FLOW_PLAN,
     READOUT,
@@ -32,7 +33,6 @@ from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.evaluate import run_encoder
 from fastfsl.fit.run import Run, installed_versions
 
-CARD = "README.md"
 _NO_KERNELS = KernelOptions()
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "DeviceError",
     "FastFSLError",
     "FlowMatchingAlignment",
+    "ResourceError",
     "ShapeError",
     "__version__",
 ]

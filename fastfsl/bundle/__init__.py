@@ -1,6 +1,7 @@
 """The bundle on disk: manifest, checks, plan, read-out, atomic writer. Standard library, numpy and safetensors only.
 
-A bundle is a folder; ``manifest.json`` lists the sha256 and size of every other file in it. It is treated as coming
+A bundle is a folder; ``manifest.json`` lists the sha256 and size of every other file in it but the model card, which
+its readers may edit. Links of hub caches and mounted volumes are followed (``links``). It is treated as coming
 from a stranger: sizes are bounded before anything is parsed, no listed path can leave the folder, every value is
 checked by hand, and nothing is ever unpickled. Whatever is wrong with it is a ``BundleError`` that names the file and
 the remedy. It is written into a sibling folder and renamed, so it is never half there.
@@ -40,14 +41,15 @@ from fastfsl.bundle.manifest import (
     read_manifest,
     read_pinned,
 )
-from fastfsl.bundle.paths import MANIFEST_NAME
+from fastfsl.bundle.paths import CARD, MANIFEST_NAME
 from fastfsl.bundle.plan import PlanArrays, read_plan, write_plan
 from fastfsl.bundle.readout import KernelArrays, Readout, load_readout, read_readout, write_readout
 from fastfsl.bundle.text_record import TEXT_CLASSES, TEXT_CLEANING, TEXT_GRAPH, TOKENIZER
-from fastfsl.bundle.verify import check_bundle, check_file, read_file, unlisted_files
+from fastfsl.bundle.verify import check_bundle, check_file, read_file, unlisted_files, unverified_files
 from fastfsl.bundle.write import seal_bundle, staging_folder
 
 __all__ = [
+    "CARD",
     "FLOW_GRAPH",
     "FLOW_KERNELS_FOLDER",
     "FLOW_KERNELS_INDEX",
@@ -98,6 +100,7 @@ __all__ = [
     "seal_bundle",
     "staging_folder",
     "unlisted_files",
+    "unverified_files",
     "widen",
     "write_class_places",
     "write_flow_kernels",

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fastfsl.bundle.links import resolve
 from fastfsl.bundle.paths import MANIFEST_NAME, check_paths
 from fastfsl.bundle.text_record import check_text_files, is_text
 from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, NEWER, is_fraction, is_positive, read_regular, strict_json
@@ -57,7 +58,8 @@ class Manifest:
         logit_scale: the encoder's factor from cosine to logit, which the flow's logits use.
         preprocessing: ``images.Preprocessing.to_dict()``; None for a bundle trained on features.
         encoder: {"backbone": str, "pretrained": str or None, "digest": sha256}; None likewise.
-        files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest.
+        files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest. The model card
+            is not listed, or its entry, of an older version, does not count.
         versions: package -> version it was made with.
         metrics: e.g. {"held_out_support": {"accuracy": 0.91, "num_folds": 4}}.
         parity: largest differences between torch and the exported graphs.
@@ -180,7 +182,10 @@ def read_pinned(bundle_dir: str | os.PathLike[str], expected_digest: str | None 
 
 
 def bundle_digest(bundle_dir: str | os.PathLike[str]) -> str:
-    """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash."""
+    """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash.
+
+    The model card, README.md, is no part of it.
+    """
     return hashlib.sha256(_manifest_bytes(bundle_dir)).hexdigest()
 
 
@@ -227,7 +232,7 @@ def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
         raise BundleError(f"{folder}: no such bundle folder; make one with `fastfsl export`")
     if not os.path.lexists(folder / MANIFEST_NAME):
         raise BundleError(f"{folder}: no {MANIFEST_NAME} in it, so it is no bundle; make one with `fastfsl export`")
-    return read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    return read_regular(resolve(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
 
 
 def _digest(value: object) -> str:

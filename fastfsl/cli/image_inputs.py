@@ -3,11 +3,16 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
-from fastfsl.errors import DataError
+from fastfsl.errors import DataError, ResourceError, resource_error
 
 STDIN = Path("-")
+
+# Longer than any path of any system; a list with a longer line is no list of paths.
+_MAX_LINE_BYTES = 2**16
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -22,6 +27,7 @@ def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
 
     Raises:
         DataError: a folder holds no image, or cannot be read.
+        ResourceError: the machine cannot read it at the moment.
     """
     for path in paths:
         if not path.is_dir():
@@ -38,17 +44,39 @@ def walk_images(paths: Iterable[Path]) -> Iterator[Path]:
 def listed_images(source: Path) -> Iterator[Path]:
     """The paths in a file, one a line; ``-`` is the standard input. Empty lines do not count.
 
+    No more than one line is held, however large the file.
+
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        DataError: there is no such file, it cannot be read, or it is no list of paths.
+        ResourceError: the machine cannot read it at the moment.
     """
     try:
-        with sys.stdin.buffer if source == STDIN else source.open("rb") as lines:
-            for line in lines:
+        with _opened(source) as lines:
+            for number in count(1):
+                line = lines.readline(_MAX_LINE_BYTES)
+                if not line:
+                    return
+                if b"\0" in line or (len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n")):
+                    raise DataError(f"--list {source}: line {number} is no path; expected a text file, one path a line")
                 name = line.rstrip(b"\r\n")
                 if name:
                     yield Path(os.fsdecode(name))
     except OSError as error:
-        raise DataError(f"--list {source}: {error.strerror or error}; expected a file with one path a line") from error
+        raise _unreadable(
+            error, f"--list {source}", f"{error.strerror or error}; expected a file with one path a line"
+        ) from error
+
+
+def _opened(source: Path) -> BinaryIO:
+    if source != STDIN:
+        return source.open("rb")
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError("--list -: the standard input is closed; pipe paths into it, one a line")
+    return sys.stdin.buffer
+
+
+def _unreadable(error: OSError, what: str, reason: str) -> DataError | ResourceError:
+    return resource_error(error, f"read {what}") or DataError(f"{what}: {reason}")
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -60,7 +88,7 @@ def _below(folder: Path) -> Iterator[Path]:
             # A folder sorts as the beginning of the paths below it.
             entries = [(f"{entry.name}/" if entry.is_dir() else entry.name, entry) for entry in found]
     except OSError as error:
-        raise DataError(f"{folder}: the folder cannot be read ({error.strerror or error})") from error
+        raise _unreadable(error, str(folder), f"the folder cannot be read ({error.strerror or error})") from error
     for name, entry in sorted(entries, key=lambda entry: natural_key(entry[0])):
         if name.startswith("."):
             continue

@@ -1,6 +1,6 @@
 """`fastfsl predict`: classify image files with a bundle, a few to the screen or any number to a file."""
 
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Images between two updates of the progress bar.
 _STEP = 32
+# Images that are printed, at most: their predictions are held until the last is there.
+_MAX_ON_SCREEN = 50_000
 # Longer paths push their classes to the right instead of everybody's.
 _MAX_PATH_COLUMN = 60
 _UNREADABLE, _INTERRUPTED = 1, 130
@@ -118,7 +120,11 @@ def predict(
     about = _about(bundle, classifier)
     paths = images or []
     if target is None:
-        files = [*walk_images(paths), *(listed_images(listed) if listed else ())]
+        files = list(islice(_all(paths, listed), _MAX_ON_SCREEN + 1))
+        if len(files) > _MAX_ON_SCREEN:
+            raise ConfigError(
+                f"more than {_MAX_ON_SCREEN} images are not printed; pass --output FILE.jsonl, for any number of them"
+            )
         failed = _to_screen(classifier, files, top_k, mode, about if as_json else None)
         count = len(files)
     else:

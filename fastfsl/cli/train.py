@@ -53,11 +53,12 @@ def train(
     require_training()
     from fastfsl.devices import resolve_device
     from fastfsl.fit.config import load_config
-    from fastfsl.fit.processes import join_processes
+    from fastfsl.fit.processes import join_processes, launched_processes
     from fastfsl.fit.run import RUN_FILE
     from fastfsl.fit.train import train as run_training
 
     check_output(out, marker=RUN_FILE, force=force)
+    launched_processes()  # fewer than were asked for are an error now, not after an hour
     resolved = load_config(
         config,
         {
@@ -79,7 +80,7 @@ def train(
     checkpoints = whole.with_name(f".{whole.name}.training")
     with reporting() as reporter:
         run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
-    if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
+    if not join_processes(resolve_device(resolved.device)).is_main:  # under `torchrun` one of several writes
         return
     run.save(out, force=force)
     write_run_report(whole / REPORT_FILE, run)  # the working folder, if `out` is it, has just been replaced

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfsl.data.dataset import FeatureDataset, ImageDataset
-from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.errors import ConfigError, DataError, ShapeError, resource_error
 from fastfsl.files import staged_file
 
 _FORMAT = "fastfsl-episode"
@@ -70,7 +70,9 @@ class Episode:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise DataError(f"episode file {path} cannot be read: {error.strerror or error}") from error
+            raise resource_error(error, f"read {path}") or DataError(
+                f"episode file {path} cannot be read: {error.strerror or error}"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not an episode file ({error})") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != _VERSION:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray, check_distinct
-from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.errors import ConfigError, DataError, ShapeError, resource_error
 from fastfsl.files import staged_file
 
 DEFAULT_LOGIT_SCALE = 100.0
@@ -100,7 +100,9 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} cannot be read as .npz ({error}); nothing is unpickled: {advice}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"{path} cannot be read as .npz ({error}); nothing is unpickled: {advice}"
+        ) from error
     except (MemoryError, OverflowError) as error:
         raise DataError(f"{path} is damaged or too large for this machine's memory ({error})") from error
     return arrays
@@ -109,13 +111,14 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
 def _read_safetensors(path: Path) -> dict[str, _AnyArray]:
     arrays: dict[str, _AnyArray] = {}
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it cannot open, whatever the reason
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 if _is_known(name):
                     arrays[name] = file.get_tensor(name)
             names = (file.metadata() or {}).get("class_names")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise resource_error(error, f"read {path}") or DataError(
             f"{path} cannot be read as a safetensors feature file ({error}); "
             "features in float16, float32 or float64, labels as integers"
         ) from error

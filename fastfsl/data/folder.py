@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, is_text
 from fastfsl.data.natural_order import natural_key
-from fastfsl.errors import DataError
+from fastfsl.errors import DataError, resource_error
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset({
@@ -150,13 +150,18 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
                 (entry for entry in entries if _visible(entry.name)), key=lambda entry: natural_key(entry.name)
             )
     except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror or error}): check its permissions") from error
+        raise resource_error(error, f"list {folder}") or DataError(
+            f"{folder} cannot be listed ({error.strerror or error}): check its permissions"
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError as error:  # a link that leads to itself, or a disk that fails
+        fault = resource_error(error, f"read {entry.path}")
+        if fault is not None:
+            raise fault from error
         return False
 
 

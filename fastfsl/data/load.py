@@ -7,7 +7,7 @@ from fastfsl.data.feature_file import read_feature_file
 from fastfsl.data.folder import read_folder
 from fastfsl.data.layouts import read_standard_set
 from fastfsl.data.split_file import read_split_file
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError, DataError, resource_error
 
 
 def load_dataset(path: str | Path, image_root: str | Path | None = None) -> ImageDataset | FeatureDataset:
@@ -48,5 +48,8 @@ def load_dataset(path: str | Path, image_root: str | Path | None = None) -> Imag
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+    except (OSError, ValueError) as error:  # a name too long for the file system, or with a NUL; or the disk fails
+        fault = resource_error(error, f"read {path}")
+        if fault is not None:
+            raise fault from error
         return False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastfsl.arrays import unit
 from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
 from fastfsl.data.readable import check_readable
-from fastfsl.errors import DataError, ShapeError
+from fastfsl.errors import DataError, ShapeError, resource_error
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ def digest_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"cannot read {path}: {error.strerror or error}"
+        ) from error
 
 
 def _label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:

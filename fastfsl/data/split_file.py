@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, check_distinct, is_text
 from fastfsl.data.natural_order import natural_key
-from fastfsl.errors import DataError
+from fastfsl.errors import DataError, resource_error
 
 _FORM = 'expected {"train": [["relative/path.jpg", 0, "class name"], ...], "val": [...], "test": [...]}'
 
@@ -56,7 +56,9 @@ def _parse(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"split file {path} cannot be read: {error.strerror or error}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"split file {path} cannot be read: {error.strerror or error}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a JSON split file ({error}): {_FORM}") from error
     if not isinstance(content, dict) or not any(split in content for split in SPLITS):
@@ -138,5 +140,8 @@ def _find_image_root(path: Path, listed: dict[str, list[tuple[str, int, str]]]) 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name too long for the file system
+    except OSError as error:  # such as a name too long for the file system, or a disk that fails
+        fault = resource_error(error, f"read {path}")
+        if fault is not None:
+            raise fault from error
         return False

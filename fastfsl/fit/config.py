@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fastfsl.data import ClassSelection
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, resource_error
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import (
     DEFAULT_METHOD,
@@ -169,7 +169,9 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise resource_error(error, f"read {path}") or ConfigError(
+            f"cannot read the configuration {path}: {error}"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

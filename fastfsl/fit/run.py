@@ -23,7 +23,15 @@ from scipy.special import softmax
 
 from fastfsl.data import Episode, class_prompts
 from fastfsl.encoders import Encoder
-from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, ShapeError
+from fastfsl.errors import (
+    BundleError,
+    ConfigError,
+    DeviceError,
+    FastFSLError,
+    ResourceError,
+    ShapeError,
+    resource_error,
+)
 from fastfsl.files import staged_directory
 from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.deployment import Deployment, deployment
@@ -254,10 +262,12 @@ class Run:
             raise BundleError(
                 f"{folder / RUN_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train it again"
             ) from error
-        except DeviceError:
+        except (DeviceError, ResourceError):
             raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, FastFSLError) as error:
-            raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
+            raise resource_error(error, f"read {folder}") or BundleError(
+                f"{folder} is not a readable run ({error}): train it again"
+            ) from error
 
 
 def tuned_for(

@@ -25,6 +25,7 @@ EXIF orientation 1-8                      turned upright in files and bytes; a P
 more than ``MAX_PIXELS`` pixels           DataError, before anything is decoded; WebP, JPEG 2000, AVIF: half as many
 a file of more than 256 MiB               DataError, before it is read
 zero pixels, truncated, not an image      DataError that names the source
+no memory or file handles, a failing disk ResourceError: it says nothing about the image
 ========================================  =====================================================================
 
 ``fast_pixels`` has the same outcomes in less time, a few grey values off: it decodes JPEGs at a fraction of their size.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fastfsl.errors import DataError, ShapeError
-from fastfsl.images.pillow import pillow
+from fastfsl.errors import DataError, ResourceError, ShapeError, memory_error, resource_error
+from fastfsl.images.pillow import load_formats, pillow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +32,13 @@ _GREEDY_FORMATS = ("WEBP", "JPEG2000", "AVIF")
 # Ghostscript) and those nobody photographs in.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+# A pipe or device put in a file's place after it was looked at must not block.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
 _EXIF_ORIENTATION = 0x0112
 _STRIP_PIXELS = 2**20
+# The most that a picture takes while it is decoded, and what the rest of the process may be about to take.
+_BYTES_PER_PIXEL, _SPARE_BYTES = 16, 64 * 2**20
 # A PIL image that was opened but not decoded yet is decoded in place, and may be handed over twice.
 _decoding_in_place = Lock()
 # The modes that open_clip's transform and ``preprocess`` treat alike, and the only ones ``open_image`` returns.
@@ -80,11 +86,15 @@ def open_image(source: ImageSource) -> Image.Image:
         DataError: the source is missing, not an image, truncated, empty, a file of more than MAX_FILE_BYTES or larger
             than MAX_PIXELS; it is named.
         ShapeError: an array of another shape or dtype.
+        ResourceError: the machine has no memory or file handles left, or its storage fails; the image may be good.
         ConfigError: Pillow is not installed.
     """
     name = source_name(source)
-    image, encoded = open_header(source, name)
-    return plain_mode(upright(load_pixels(image, name)) if encoded else image, name)
+    try:
+        image, encoded = open_header(source, name)
+        return plain_mode(upright(load_pixels(image, name)) if encoded else image, name)
+    except MemoryError as error:  # while it is turned or converted
+        raise memory_error(f"read the image {name}") from error
 
 
 def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
@@ -93,6 +103,8 @@ def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
     Errors as for ``open_image``.
     """
     image_module = pillow()
+    # Before any file is open: Pillow passes over a format whose module cannot be imported for want of a file handle.
+    load_formats()
     if isinstance(source, str | os.PathLike):
         return _identify(_read(Path(source)), name), True
     if isinstance(source, bytes | bytearray | memoryview):
@@ -109,24 +121,34 @@ def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
 def _read(path: Path) -> bytes:
     """The bytes of a regular file; a pipe or device would block or never end."""
     try:
-        if path.is_dir():
-            raise DataError(f"{path}: expected an image file, this is a folder")
-        if not path.exists():
-            raise DataError(f"{path}: no such image file")
-        if not path.is_file():
-            raise DataError(f"{path}: expected an image file, this is not a regular file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        _check_regular(path, path.stat().st_mode)
+        with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+            status = os.fstat(file.fileno())
+            _check_regular(path, status.st_mode)
+            size = status.st_size
             if size > MAX_FILE_BYTES:
                 raise DataError(
                     f"{path}: expected an image file of at most {MAX_FILE_BYTES} bytes, got {size}; save it smaller or "
                     "compressed"
                 )
             return file.read(size)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; DataError is one too and passes through
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: no such image file") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path; DataError is one too
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path!s}: the file cannot be read ({error})") from error
+        raise _machine_fault(error, path) or DataError(f"{path!s}: the file cannot be read ({error})") from error
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: expected an image file, this is a folder")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: expected an image file, this is not a regular file")
+
+
+def _machine_fault(error: BaseException, name: object) -> ResourceError | None:
+    return resource_error(error, f"read the image {name}")
 
 
 def _identify(data: bytes, name: str) -> Image.Image:
@@ -134,7 +156,6 @@ def _identify(data: bytes, name: str) -> Image.Image:
     image_module = pillow()
     if not data:
         raise DataError(f"{name}: the file is empty; expected an image")
-    image_module.init()
     formats = tuple(format_ for format_ in FORMATS if format_ in image_module.OPEN)
     try:
         image: Image.Image = image_module.open(io.BytesIO(data), formats=formats)
@@ -143,7 +164,9 @@ def _identify(data: bytes, name: str) -> Image.Image:
     except image_module.DecompressionBombError as error:
         raise DataError(f"{name}: more than {MAX_PIXELS} pixels; resize it to fewer ({error})") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise a dozen types, and plain ones
-        raise DataError(f"{name}: the image cannot be decoded ({type(error).__name__}: {error})") from error
+        raise _machine_fault(error, name) or DataError(
+            f"{name}: the image cannot be decoded ({type(error).__name__}: {error})"
+        ) from error
     _check_size(image, name)
     return image
 
@@ -171,20 +194,37 @@ def load_pixels(image: Image.Image, name: str) -> Image.Image:
 
     Raises:
         DataError: they are truncated or damaged; the source is named.
+        ResourceError: there is no memory for them.
     """
     try:
         image.load()
     except Exception as error:  # on hostile bytes Pillow's decoders raise a dozen types as well
-        raise DataError(
+        if isinstance(error, OSError) and "out of memory" in str(error) and _is_memory_short(image):
+            raise memory_error(f"read the image {name}") from error
+        raise _machine_fault(error, name) or DataError(
             f"{name}: the image is truncated or damaged ({type(error).__name__}: {error}); replace the file"
         ) from error
     return image
+
+
+def _is_memory_short(image: Image.Image) -> bool:
+    """Whether there is no room for a picture of this size.
+
+    Pillow's decoders also say "out of memory" of a file whose inner sizes are absurd, and that is the file's fault.
+    """
+    try:
+        bytearray(_BYTES_PER_PIXEL * image.width * image.height + _SPARE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8. An EXIF block that cannot be parsed does not cost the picture: 1, as without one."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises many types on damaged blocks
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -229,7 +269,9 @@ def plain_mode(image: Image.Image, name: str) -> Image.Image:
     try:
         return image.convert(target)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: mode {image.mode} cannot be converted to {target} ({error})") from error
+        raise _machine_fault(error, name) or DataError(
+            f"{name}: mode {image.mode} cannot be converted to {target} ({error})"
+        ) from error
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

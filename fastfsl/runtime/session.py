@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastfsl.bundle.onnx_graph import check_graph_file
-from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError
+from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, resource_error
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.row_parallel import RowParallelSession
@@ -191,7 +191,9 @@ def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarr
         raise
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); export it again") from error
+        raise resource_error(error, f"compute {output}") or BundleError(
+            f"onnxruntime cannot compute the bundle's {output} ({reason}); export it again"
+        ) from error
     rows = len(next(iter(feed.values())))
     if not isinstance(result, np.ndarray) or result.dtype != np.float32 or result.ndim != 2 or len(result) != rows:
         shape = getattr(result, "shape", None)
@@ -366,7 +368,9 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[An
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{name}: onnxruntime cannot load the model ({reason}); export it again") from error
+        raise resource_error(error, f"load {name}") or BundleError(
+            f"{name}: onnxruntime cannot load the model ({reason}); export it again"
+        ) from error
     # onnxruntime keeps the model's bytes for the fallback that is switched off; they would double the memory.
     session._model_bytes = None  # noqa: SLF001 - there is no public way to let go of them
     created: Session = session

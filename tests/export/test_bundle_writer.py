@@ -80,7 +80,7 @@ def test_every_method_exports_and_its_bundle_predicts_the_same(fit, tmp_path, me
     flow = has_flow(deployment(run.estimator))
     assert ("flow/model.onnx" in manifest.files) == flow
     if not flow:
-        assert sorted(manifest.files) == ["README.md", "heads/readout.safetensors"]
+        assert sorted(manifest.files) == ["heads/readout.safetensors"]
         assert (manifest.num_steps, manifest.step_size) == (0, None)
 
 
@@ -223,7 +223,7 @@ def test_any_parts_go_into_a_bundle(export, tmp_path, parts, files):
     expected = torch.from_numpy(estimator.decision_function(features)).softmax(dim=1).numpy()
     probabilities = classifier.feature_probabilities(features)
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
-    assert {name.split("/")[0] for name in manifest.files} == {*files.split(), "README.md"}
+    assert {name.split("/")[0] for name in manifest.files} == set(files.split())
     assert manifest == bundle.check_bundle(tmp_path / "bundle")
     if "flow" in files:
         steps = parts["read_steps"]

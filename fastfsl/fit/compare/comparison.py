@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
-from fastfsl.errors import ConfigError, DataError, FastFSLError
+from fastfsl.errors import ConfigError, DataError, FastFSLError, ResourceError
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
@@ -220,6 +220,8 @@ def _run_all(
         if cell is None:
             try:
                 cell = run_cell(spec, pool, tunings=tunings, reporter=_Named(spec, reporter))
+            except ResourceError:  # no method's fault: the same command goes on here
+                raise
             except (FastFSLError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
                 failures.append(Failure(spec, str(error)))
                 reporter.warn(f"{spec}: {error}")
