@@ -56,6 +56,16 @@ _CONVERSIONS = {
 }
 
 
+def _new_lock() -> None:
+    """Another thread's lock stays locked in a child that is forked."""
+    global _decoding_in_place  # noqa: PLW0603 - one for the process
+    _decoding_in_place = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
 def source_name(source: object) -> str:
     """How messages call an image source: its path, or what kind of object it is."""
     if isinstance(source, str | os.PathLike):

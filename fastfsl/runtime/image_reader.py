@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from fastfsl.errors import ConfigError, DataError, ShapeError, memory_error, resource_error
+from fastfsl.errors import ClosedError, ConfigError, DataError, ShapeError, memory_error, resource_error
 from fastfsl.images import PREPROCESS, Preprocessing, source_name
+from fastfsl.runtime.forking import forks, undisturbed
 from fastfsl.runtime.metrics import UNHEARD
 from fastfsl.runtime.session import MAX_THREADS, check_count
 from fastfsl.runtime.threads import available_cpus
+from fastfsl.runtime.worker_pool import WorkerPool
 
 # Decoding keeps about this many processors busy beside the encoder before memory bandwidth becomes the limit.
 MAX_WORKERS = 8
@@ -44,7 +46,7 @@ class ImageReader:
         self._prepare = PREPROCESS[preprocess]
         self.metrics = UNHEARD  # hears how long each image takes
         # Pillow releases the interpreter lock while it decodes and resizes. Threads start with the first batch.
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
+        self._pool = WorkerPool(self.threads, "fastfsl-images")
 
     def close(self, *, wait: bool = True) -> None:
         """Let the threads end once the images they are on are read. No image may be handed over afterwards.
@@ -63,7 +65,7 @@ class ImageReader:
             ResourceError: the machine has no memory or file handles left, or its storage fails.
         """
         try:
-            with self.metrics.timed("decode"):
+            with undisturbed, self.metrics.timed("decode"):
                 return self._prepare(source, self._preprocessing)
         except MemoryError as error:
             raise memory_error(f"read the image {source_name(source)}") from error
@@ -98,6 +100,7 @@ class ImageReader:
         reading: deque[_Batch] = deque()
         failure: Exception | None = None
         exhausted = False
+        process = forks()
         try:
             while True:
                 while not exhausted and len(reading) <= LOOK_AHEAD:
@@ -108,13 +111,18 @@ class ImageReader:
                     exhausted = images is None
                     if images is not None:
                         reading.append(self._start(images, here=len(images) == 1 and not reading))
+                if forks() != process:
+                    raise ClosedError(
+                        "the process forked while these images were read, and the threads that read them are the "
+                        "other one's; ask again in this one"
+                    )
                 if not reading:
                     break
                 batch = reading[0].result()
                 reading.popleft()
                 yield batch
         finally:
-            for waiting in reading:
+            for waiting in reading if forks() == process else ():
                 waiting.cancel()
         if failure is not None:
             raise failure
@@ -176,18 +184,20 @@ def _without_frames(error: DataError | ShapeError) -> DataError | ShapeError:
     return error
 
 
-def check_reading(preprocess: str, image_threads: int | None) -> None:
-    """Refuse options of `Classifier.load` that no reader takes.
+def check_reading(preprocess: str, image_threads: int | None) -> int | None:
+    """The number of threads, as a plain int; refuses options of `Classifier.load` that no reader takes.
 
     Raises:
         ConfigError: names the option.
     """
     if preprocess not in PREPROCESS:
         raise ConfigError(f"preprocess must be one of {', '.join(PREPROCESS)}, got {preprocess!r}")
-    if image_threads is not None:
-        check_count("image_threads", image_threads)
-        if image_threads > MAX_THREADS:
-            raise ConfigError(f"image_threads must be at most {MAX_THREADS}, got {image_threads}")
+    if image_threads is None:
+        return None
+    threads = check_count("image_threads", image_threads)
+    if threads > MAX_THREADS:
+        raise ConfigError(f"image_threads must be at most {MAX_THREADS}, got {threads}")
+    return threads
 
 
 def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what is no image is refused one by one

@@ -19,7 +19,14 @@ from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
 from fastfsl.runtime.image_reader import check_reading
 from fastfsl.runtime.precision import graph_device, int8_warning
-from fastfsl.runtime.session import Session, create_row_session, installed_onnxruntimes
+from fastfsl.runtime.session import (
+    Session,
+    check_memory_limit,
+    check_threads,
+    create_row_session,
+    installed_onnxruntimes,
+    on_cpu,
+)
 
 if TYPE_CHECKING:
     from fastfsl.runtime.cuda_driver import Device
@@ -75,6 +82,11 @@ class Loaded:
             "onnxruntime": installed_onnxruntimes(),
         }
 
+    def on_card(self) -> bool:
+        """Whether any part of it computes on a card."""
+        flow = self.head.flow
+        return not all(map(on_cpu, self._sessions().values())) or (flow is not None and flow.card is not None)
+
     def where(self) -> str:
         """What computes each part, in a line of a log."""
         parts = [f"{name} on {session.get_providers()[0]}" for name, session in self._sessions().items()]
@@ -117,7 +129,8 @@ def load_bundle(
     """Check a bundle completely and load it; arguments and errors as for `Classifier.load`."""
     if flow not in FLOWS:
         raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {flow!r}")
-    check_reading(preprocess, image_threads)
+    image_threads = check_reading(preprocess, image_threads)
+    num_threads, gpu_mem_limit = check_threads(num_threads), check_memory_limit(gpu_mem_limit, device)
     manifest, digest = bundle.read_pinned(path, expected_digest)
     weight = blend_weight(manifest, alpha)
     for name in manifest.files:

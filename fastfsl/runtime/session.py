@@ -8,6 +8,7 @@ which would retry on the CPU and print to stdout, is switched off.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastfsl.bundle.onnx_graph import check_graph_file
 from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, resource_error
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.cuda_session import CudaSession
+from fastfsl.runtime.forking import keep_in_child, undisturbed
 from fastfsl.runtime.row_parallel import RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
 
@@ -115,8 +117,8 @@ def create_session(
     """
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    _check_threads(num_threads)
-    check_memory_limit(gpu_mem_limit, device)
+    num_threads = check_threads(num_threads)
+    gpu_mem_limit = check_memory_limit(gpu_mem_limit, device)
     onnxruntime = load_onnxruntime()
     check_graph_file(model, name, half=half and device == "cuda")
     threads = default_threads() if num_threads is None else num_threads
@@ -152,7 +154,7 @@ def create_row_session(
     twice, so it is done for graphs up to `MAX_TWICE_BYTES`. With `small_products`, those of an int8 flow, few rows stay
     on one thread, and the weights are held once: another thread would save less than waking it for each of them costs.
     """
-    _check_threads(num_threads)
+    num_threads = check_threads(num_threads)
     threads = available_cpus() if num_threads is None else num_threads
     shared = create_session(
         model,
@@ -186,7 +188,8 @@ def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarr
         BundleError: onnxruntime cannot compute it, or it is something else.
     """
     try:
-        result = session.run([output], feed)[0]
+        with undisturbed:
+            result = session.run([output], feed)[0]
     except FastFSLError:
         raise
     except Exception as error:  # onnxruntime raises a type of its own for each status code
@@ -235,35 +238,47 @@ def check_graph(path: Path, session: Session, inputs: dict[str, list[int]], outp
                 )
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuse an option that is not a whole number above 0.
+def check_count(name: str, value: Any) -> int:  # noqa: ANN401 - whatever a caller gives
+    """An option that must be a whole number above 0, numpy's integers included, as a plain int.
 
     Raises:
         ConfigError: names the option.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # a float, or no number
+        count = 0
+    if count < 1:
         raise ConfigError(f"{name} must be a whole number above 0, got {value!r}")
+    return count
 
 
-def _check_threads(num_threads: int | None) -> None:
+def check_threads(num_threads: int | None) -> int | None:
+    """The number of threads, as a plain int.
+
+    Raises:
+        ConfigError: it is no whole number above 0, or more than `MAX_THREADS`.
+    """
     if num_threads is None:
-        return
-    check_count("num_threads", num_threads)
-    if num_threads > MAX_THREADS:
-        raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
+        return None
+    count = check_count("num_threads", num_threads)
+    if count > MAX_THREADS:
+        raise ConfigError(f"num_threads must be at most {MAX_THREADS}, got {count}")
+    return count
 
 
-def check_memory_limit(gpu_mem_limit: object, device: str) -> None:
-    """Refuse a limit of the card's memory that is no whole number of bytes, or that nothing will obey.
+def check_memory_limit(gpu_mem_limit: int | None, device: str) -> int | None:
+    """The limit, as a plain int; refuses one that is no whole number of bytes, or that nothing will obey.
 
     Raises:
         ConfigError: says which.
     """
     if gpu_mem_limit is None:
-        return
-    check_count("gpu_mem_limit", gpu_mem_limit)
+        return None
+    limit = check_count("gpu_mem_limit", gpu_mem_limit)
     if device == "cpu":
         raise ConfigError("gpu_mem_limit is for device='cuda' or 'auto'; leave it out")
+    return limit
 
 
 def load_onnxruntime() -> ModuleType:
@@ -365,7 +380,8 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[An
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # errors come back as exceptions; stderr stays the application's
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        with undisturbed:
+            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise resource_error(error, f"load {name}") or BundleError(
@@ -373,5 +389,6 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[An
         ) from error
     # onnxruntime keeps the model's bytes for the fallback that is switched off; they would double the memory.
     session._model_bytes = None  # noqa: SLF001 - there is no public way to let go of them
+    keep_in_child(session)  # its destructor waits for threads that a forked child does not have
     created: Session = session
     return created
