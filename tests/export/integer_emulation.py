@@ -91,13 +91,13 @@ def _matmul(
     sums: Sums, values: Any, weights: Any, scale: Any, steps: Any, zero: Any, _: Any = None, bias: Any = None
 ) -> NDArray[np.float32]:
     found = sums(values.reshape(-1, values.shape[-1]), weights)
-    found = found - int(zero) * weights.sum(axis=0, dtype=np.int64)
-    result = found * (float(scale) * steps.astype(np.float64)) + (0 if bias is None else bias)
+    found = found - int(zero.item()) * weights.sum(axis=0, dtype=np.int64)
+    result = found * (scale.item() * steps.astype(np.float64)) + (0 if bias is None else bias)
     return result.astype(np.float32).reshape(*values.shape[:-1], -1)
 
 
 def _attention(
-    heads: int, sums: Sums, values: Any, weights: Any, bias: Any, scale: Any, steps: Any, _: Any = None, zero: Any = 0
+    heads: int, sums: Sums, values: Any, weights: Any, bias: Any, scale: Any, steps: Any, _: Any, zero: Any
 ) -> NDArray[np.float32]:
     projected = _matmul(sums, values, weights, scale, steps, zero, None, bias)
     batch, length, width = projected.shape
