@@ -30,7 +30,7 @@ def inspect(
     """
     from dataclasses import asdict
 
-    from fastfsl.bundle import check_bundle, load_readout, read_pinned, unlisted_files
+    from fastfsl.bundle import check_bundle, load_readout, read_int8_products, read_pinned, unlisted_files
 
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
@@ -42,6 +42,7 @@ def inspect(
         return
     unlisted = unlisted_files(bundle, manifest)
     readout = load_readout(bundle, manifest)
+    int8 = read_int8_products(bundle, manifest) if manifest.precision == "int8" else None
     document = {
         "bundle": str(bundle),
         "digest": digest,
@@ -52,6 +53,7 @@ def inspect(
         "readout": None if readout is None else readout.describe(),
         "compiled": _compiled(bundle, manifest),
         **asdict(manifest),
+        "int8": None if int8 is None else int8.describe(),
     }
     if unlisted:
         warn(f"{len(unlisted)} files that the manifest does not list, and that are never loaded: {unlisted[0]} ...")

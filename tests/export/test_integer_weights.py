@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from fastfsl.bundle.int8_products import MAX_PAIR_SUM, Int8Products, int8_products, largest_pair_sum
+from fastfsl.bundle.int8_weights import MAX_PAIR_SUM, Int8Products, int8_products, largest_pair_sum
 from fastfsl.encoders import load_encoder
 from fastfsl.export import quantization
 from fastfsl.export.flow_graph import flow_graph

@@ -17,8 +17,8 @@ from fastfsl.export import bundle_writer
 from fastfsl.export import precision as precision_module
 from fastfsl.export.accuracy_gate import Graphs, answers, check_agreement, compare
 from fastfsl.export.bundle_writer import export_run
-from fastfsl.export.precision import reduce_precision
 from fastfsl.export.integer_weights import integer_weights
+from fastfsl.export.precision import reduce_precision
 from fastfsl.export.quantization import calibrate, linear_layers, quantize, rounding_noise
 from fastfsl.fit.config import load_config
 from fastfsl.fit.run import Run

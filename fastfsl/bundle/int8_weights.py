@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # The largest sum of two weights whose products with bytes, 0..255, fit in 16 bits together.
 MAX_PAIR_SUM = 32767 // 255
 
-# Operators that multiply bytes, and which input holds the weights, (K, N) or a stack of them.
+# Operators that multiply bytes, and which input holds the weights, (K, N).
 _WEIGHTS = {
     ("", "MatMulInteger"): 1,
     ("", "QLinearMatMul"): 3,
@@ -61,6 +61,15 @@ class Int8Products:
     def any_processor(self) -> bool:
         """Whether no sum can be cut off, whatever the processor."""
         return self.max_pair_sum is not None and self.max_pair_sum <= MAX_PAIR_SUM
+
+    @staticmethod
+    def together(found: Iterable[Int8Products | None]) -> Int8Products | None:
+        """What several products, or graphs, have in common; None: there is no product among them."""
+        sums = [products.max_pair_sum for products in found if products is not None]
+        known = [largest for largest in sums if largest is not None]
+        if not sums:
+            return None
+        return Int8Products(max(known) if len(known) == len(sums) else None)
 
     def describe(self) -> dict[str, Any]:
         """Both, as JSON values."""
@@ -99,19 +108,10 @@ def int8_products(model: bytes, name: str) -> Int8Products | None:
         graph = _Graph.read(memoryview(model))
     except (ValueError, UnicodeDecodeError) as error:
         raise BundleError(f"{name}: not a graph that fastfsl runs ({error}); {AGAIN}") from error
-    return together(graph.products())
+    return Int8Products.together(graph.products())
 
 
-def together(found: Iterable[Int8Products | None]) -> Int8Products | None:
-    """What several products, or graphs, have in common; None: there is no product among them."""
-    sums = [products.max_pair_sum for products in found if products is not None]
-    if not sums:
-        return None
-    known = [largest for largest in sums if largest is not None]
-    return Int8Products(max(known) if len(known) == len(sums) else None)
-
-
-def check_record(path: str | os.PathLike[str], manifest: Manifest, found: Int8Products | None) -> None:
+def check_int8_record(path: str | os.PathLike[str], manifest: Manifest, found: Int8Products | None) -> None:
     """Refuse a manifest that says of the weights what is not so.
 
     Args:
@@ -140,8 +140,10 @@ def read_int8_products(path: str | os.PathLike[str], manifest: Manifest) -> Int8
         BundleError: a graph is damaged, or the manifest contradicts it.
     """
     graphs = [name for name in (VISUAL_GRAPH, FLOW_GRAPH) if name in manifest.files]
-    found = together(int8_products(read_file(path, manifest, name), f"{os.fspath(path)}/{name}") for name in graphs)
-    check_record(path, manifest, found)
+    found = Int8Products.together(
+        int8_products(read_file(path, manifest, name), f"{os.fspath(path)}/{name}") for name in graphs
+    )
+    check_int8_record(path, manifest, found)
     return found
 
 
@@ -178,10 +180,14 @@ class _Graph:
         return cls(nodes, tensors)
 
     def products(self) -> Iterator[Int8Products]:
+        sums: dict[tuple[str, bool], int | None] = {}  # many nodes may share weights
         for node in self.nodes:
             index = _WEIGHTS.get((_domain(node), node.op_type))
             name = node.inputs[index] if index is not None and index < len(node.inputs) else ""
-            yield Int8Products(_pair_sum(self.tensors.get(name), transposed=node.transposed))
+            key = (name, node.transposed)
+            if key not in sums:
+                sums[key] = _pair_sum(self.tensors.get(name), transposed=node.transposed)
+            yield Int8Products(sums[key])
 
 
 def _multiplies_bytes(node: _Node) -> bool:
@@ -194,14 +200,16 @@ def _domain(node: _Node) -> str:
 
 def _pair_sum(weights: _Tensor | None, *, transposed: bool) -> int | None:
     """Of constant weights; None: they are computed, or stored in another way than exporters do."""
-    if weights is None or len(weights.dims) < 2 or weights.raw is None or min(weights.dims) < 0:
+    if weights is None:
         return None
     if weights.data_type == _UINT8:  # multiplied in a wider way
         return 0
+    if len(weights.dims) != 2 or min(weights.dims) < 1 or weights.raw is None:
+        return None
     if math.prod(weights.dims) != len(weights.raw):
         return None
-    stack = np.frombuffer(weights.raw, np.int8).reshape(-1, *weights.dims[-2:])
-    return max((largest_pair_sum(one.T if transposed else one) for one in stack), default=0)
+    matrix = np.frombuffer(weights.raw, np.int8).reshape(weights.dims)
+    return largest_pair_sum(matrix.T if transposed else matrix)
 
 
 def _inner(message: memoryview, number: int) -> Iterator[memoryview]:
