@@ -151,9 +151,8 @@ def _block_products(rows: str) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Pad", [rows, f"{rows}_margin"], [f"{rows}_whole"]),
         helper.make_node("Reshape", [f"{rows}_whole", "calibration_blocks"], [f"{rows}_in_blocks"]),
-        helper.make_node("Transpose", [f"{rows}_in_blocks"], [f"{rows}_left"], perm=[1, 2, 0]),
-        helper.make_node("Transpose", [f"{rows}_in_blocks"], [f"{rows}_right"], perm=[1, 0, 2]),
-        helper.make_node("MatMul", [f"{rows}_left", f"{rows}_right"], [f"{rows}_products"]),
+        # Not Transpose and MatMul: ONNX Runtime 1.25 fuses these into an operator that it has in float32 alone.
+        helper.make_node("Einsum", [f"{rows}_in_blocks"] * 2, [f"{rows}_products"], equation="nbi,nbj->bij"),
     ]
 
 
