@@ -299,9 +299,30 @@ def _read(name: str) -> dict[str, Any]:
     return result
 
 
+# Of the instructions that a result was made with, those that matrix products take, as people call them.
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "BF16",
+    "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
+    "asimddp": "dot products",
+    "i8mm": "int8 matrix products",
+}
+
+
+def instructions(made: dict[str, Any]) -> str:
+    """The instruction set in brackets; nothing for a result from before it was recorded."""
+    known = [words for name, words in INSTRUCTIONS.items() if name in (made.get("instructions") or ())]
+    return f" ({', '.join(known)})" if known else ""
+
+
 def _device(result: dict[str, Any]) -> str:
     made = result["made_with"]
-    return f"{made['device']}, torch {made['versions']['torch']}, ONNX Runtime {made['versions']['onnxruntime']}"
+    versions = made["versions"]
+    return f"{made['device']}{instructions(made)}, torch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}"
 
 
 if __name__ == "__main__":

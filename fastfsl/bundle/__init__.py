@@ -25,6 +25,7 @@ from fastfsl.bundle.flow_kernels import (
     write_flow_kernels,
 )
 from fastfsl.bundle.flow_weights import WEIGHT_NAMES, FlowWeights, narrow, read_flow_weights, widen, write_flow_weights
+from fastfsl.bundle.int8_weights import Int8Products, check_int8_record, int8_products, read_int8_products
 from fastfsl.bundle.manifest import (
     FLOW_GRAPH,
     FLOW_KERNELS_FOLDER,
@@ -75,6 +76,7 @@ __all__ = [
     "ClassPlaces",
     "CompiledKernel",
     "FlowWeights",
+    "Int8Products",
     "KernelArrays",
     "KernelSet",
     "KernelTarget",
@@ -85,6 +87,8 @@ __all__ = [
     "bundle_digest",
     "check_bundle",
     "check_file",
+    "check_int8_record",
+    "int8_products",
     "kernel_arguments",
     "load_readout",
     "narrow",
@@ -92,6 +96,7 @@ __all__ = [
     "read_file",
     "read_flow_kernels",
     "read_flow_weights",
+    "read_int8_products",
     "read_kernel",
     "read_manifest",
     "read_pinned",

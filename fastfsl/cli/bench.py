@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import ExpectedDigest
+from fastfsl.cli.options import ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError, DataError
@@ -51,6 +51,7 @@ def bench(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier bench.")] = False,
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure latency (p50, p95, p99 of a call), throughput, cold start and memory of a bundle.
@@ -73,6 +74,7 @@ def bench(
         "flow": flow,
         "preprocess": preprocess,
         "expected_digest": expected_digest,
+        "wide_int8": wide_int8,
     }
     with reporting() as reporter:
         document = run_bench(

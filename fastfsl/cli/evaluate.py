@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import Alpha, ExpectedDigest
+from fastfsl.cli.options import Alpha, ExpectedDigest, WideInt8
 from fastfsl.cli.output import field_words, print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
@@ -48,6 +48,7 @@ def evaluate(
         Path | None, typer.Option(help="HTML file to make: confusions, reliability and accuracy by class.")
     ] = None,
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
@@ -71,11 +72,12 @@ def evaluate(
             if transfer:
                 raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
             document = _evaluate_bundle(
-                model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest
+                model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest, wide_int8
             )
         elif (model / "run.json").is_file():
-            if expected_digest is not None:
-                raise ConfigError(f"--expected-digest is about bundles, and {model} is a run: leave it out")
+            if expected_digest is not None or wide_int8:
+                option = "--wide-int8" if expected_digest is None else "--expected-digest"
+                raise ConfigError(f"{option} is about bundles, and {model} is a run: leave it out")
             prompts = template[0] if template and len(template) == 1 else template
             document = _evaluate_run(
                 model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
@@ -165,6 +167,7 @@ def _evaluate_bundle(
     reporter: ProgressReporter,
     kept: "list[_Predicted]",
     expected_digest: str | None,
+    wide_int8: bool,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -177,7 +180,9 @@ def _evaluate_bundle(
     dataset = select_classes(load_dataset(data, image_root), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
-    classifier = Classifier.load(model, device=device, alpha=alpha, expected_digest=expected_digest)
+    classifier = Classifier.load(
+        model, device=device, alpha=alpha, expected_digest=expected_digest, wide_int8=wide_int8
+    )
     names = manifest.class_names
     counts = {}
     if isinstance(dataset, FeatureDataset):

@@ -33,7 +33,15 @@ def inspect(
     """
     from dataclasses import asdict
 
-    from fastfsl.bundle import CARD, check_bundle, load_readout, read_pinned, unlisted_files, unverified_files
+    from fastfsl.bundle import (
+        CARD,
+        check_bundle,
+        load_readout,
+        read_int8_products,
+        read_pinned,
+        unlisted_files,
+        unverified_files,
+    )
 
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
@@ -46,6 +54,7 @@ def inspect(
     verified = [name for name in manifest.files if name != CARD]
     unlisted = unlisted_files(bundle, manifest)
     readout = load_readout(bundle, manifest)
+    int8 = read_int8_products(bundle, manifest) if manifest.precision == "int8" else None
     document = {
         "bundle": str(bundle),
         "digest": digest,
@@ -57,6 +66,7 @@ def inspect(
         "readout": None if readout is None else readout.describe(),
         "compiled": _compiled(bundle, manifest),
         **asdict(manifest),
+        "int8": None if int8 is None else int8.describe(),
     }
     odd = [name for name in unlisted if name not in _CUSTOMARY]
     if odd:

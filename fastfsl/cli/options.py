@@ -31,6 +31,13 @@ Alpha = Annotated[
         help="Where an encoder blends a tuned tower (1) with the frozen one (0): its weight.  [default: the training's]"
     ),
 ]
+WideInt8 = Annotated[
+    bool,
+    typer.Option(
+        "--wide-int8",
+        help="Run an older int8 bundle, more slowly, where it is refused because the processor would cut its sums off.",
+    ),
+]
 ExpectedDigest = Annotated[
     str | None,
     typer.Option(help="What `fastfsl inspect BUNDLE --digest` prints of the one bundle that may be loaded."),

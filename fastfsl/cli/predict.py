@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fastfsl.cli.bulk import BulkOutput, Counts, classify, row_of
 from fastfsl.cli.image_inputs import STDIN, listed_images, walk_images
-from fastfsl.cli.options import Alpha, ExpectedDigest
+from fastfsl.cli.options import Alpha, ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError
@@ -27,7 +27,7 @@ _MAX_ON_SCREEN = 50_000
 _MAX_PATH_COLUMN = 60
 _UNREADABLE, _INTERRUPTED = 1, 130
 # Of `Classifier.describe`, in a JSON document.
-_ABOUT = ("digest", "providers", "flow", "preprocess")
+_ABOUT = ("digest", "providers", "flow", "preprocess", "int8")
 
 
 def predict(
@@ -78,6 +78,7 @@ def predict(
         typer.Option(help="auto, compiled or onnx. auto takes the bundle's kernels where a GPU runs them."),
     ] = "auto",
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
@@ -116,6 +117,7 @@ def predict(
             preprocess=preprocess,
             image_threads=image_threads,
             expected_digest=expected_digest,
+            wide_int8=wide_int8,
         )
     about = _about(bundle, classifier)
     paths = images or []
