@@ -15,24 +15,22 @@ _DIVIDING = {"Div", "Mod"}
 
 # What an operator's first output is. ONNX Runtime holds operators to their types itself: what counts here is that
 # nothing is called floating-point that is not. Operators that are not listed give what is not known.
-_FLOATING = frozenset(
-    """
-    Attention AveragePool BatchNormalization BiasAdd BiasGelu BiasSplitGelu Conv Cos Elu Erf Exp FastGelu FusedConv
-    Gelu GlobalAveragePool GlobalMaxPool GroupNorm GroupNormalization HardSigmoid HardSwish
-    InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mean Mish MultiHeadAttention
-    QuickGelu RMSNormalization Reciprocal RotaryEmbedding Sigmoid SimplifiedLayerNormalization Sin SkipGroupNorm
-    SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh
-    """.split()
-)
-_AS_FIRST = frozenset(
-    """
-    Abs Add Ceil Clip Compress Concat CumSum Div Dropout Einsum Expand Flatten Floor FusedGemm FusedMatMul
-    FusedMatMulActivation Gather GatherElements GatherND Gemm Identity MatMul Max MaxPool Min Mod Mul Neg PRelu Pad
-    Pow Range ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
-    Relu Reshape Round ScatterElements ScatterND Sign Slice Split Squeeze Sub Sum Tile TopK TransposeMatMul Transpose
-    Trilu Unsqueeze
-    """.split()
-)
+_FLOATING = frozenset({
+    "Attention", "AveragePool", "BatchNormalization", "BiasAdd", "BiasGelu", "BiasSplitGelu", "Conv", "Cos", "Elu",
+    "Erf", "Exp", "FastGelu", "FusedConv", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "GroupNorm",
+    "GroupNormalization", "HardSigmoid", "HardSwish", "InstanceNormalization", "LayerNormalization", "LeakyRelu",
+    "Log", "LogSoftmax", "LpNormalization", "Mean", "Mish", "MultiHeadAttention", "QuickGelu", "RMSNormalization",
+    "Reciprocal", "RotaryEmbedding", "Sigmoid", "SimplifiedLayerNormalization", "Sin", "SkipGroupNorm",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "Softplus", "Sqrt", "Swish", "Tanh",
+})  # fmt: skip
+_AS_FIRST = frozenset({
+    "Abs", "Add", "Ceil", "Clip", "Compress", "Concat", "CumSum", "Div", "Dropout", "Einsum", "Expand", "Flatten",
+    "Floor", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "Gather", "GatherElements", "GatherND", "Gemm",
+    "Identity", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "PRelu", "Pad", "Pow", "Range", "ReduceL1",
+    "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "Split",
+    "Squeeze", "Sub", "Sum", "Tile", "TopK", "TransposeMatMul", "Transpose", "Trilu", "Unsqueeze",
+})  # fmt: skip
 _FIXED = {
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Shape", "Size"), INT64),
     **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"), BOOL),
@@ -110,9 +108,7 @@ def check_divisors(node: Node) -> None:
             raise ValueError(f"{node.op_type[:40]} has {name} {min(numbers)}, below {least}")
 
 
-INTEGER_PRODUCTS = frozenset(
-    """
-    ConvInteger DynamicQuantizeMatMul MatMulInteger MatMulInteger16 MatMulIntegerToFloat QAttention QGemm QLinearConv
-    QLinearMatMul
-    """.split()
-)
+INTEGER_PRODUCTS = frozenset({
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "QAttention",
+    "QGemm", "QLinearConv", "QLinearMatMul",
+})  # fmt: skip

@@ -135,7 +135,7 @@ def _check_model(model: memoryview, types: frozenset[int]) -> GraphFacts:
         elif number in (20, 25):
             raise ValueError("it holds functions or training steps, which no bundle needs")
         else:
-            other.take(value)
+            other.take(_length(value))
         if len(graphs) > 1:
             break
     if len(graphs) != 1:
@@ -147,11 +147,12 @@ def _read_graph(message: memoryview, types: frozenset[int], other: OtherBytes) -
     graph = _Graph()
     for number, value in parts(message, dict.fromkeys((1, 5, 11, 12, 15), BYTES)):
         if number != 5:
-            other.take(value)
+            other.take(_length(value))
         if number == 1:
             graph.nodes.append(read_node(as_bytes(value), types))
         elif number == 5:
             tensor = read_tensor(as_bytes(value), types)
+            other.take(tensor.head_bytes)
             if tensor.name in graph.constants:
                 raise ValueError(f"the name {tensor.name[:40]} stands for two things")
             graph.constants[tensor.name] = tensor
@@ -225,6 +226,10 @@ def _in_order(graph: _Graph) -> list[Node]:
     # ONNX wants nodes in the order in which they are computed; ONNX Runtime takes them in any.
     waits = {index: [makers[name] for name in node.inputs if name in makers] for index, node in enumerate(graph.nodes)}
     return [graph.nodes[index] for index in graphlib.TopologicalSorter(waits).static_order()]
+
+
+def _length(value: int | memoryview) -> int:
+    return 0 if isinstance(value, int) else len(value)
 
 
 def _row_values(value: Value) -> int:

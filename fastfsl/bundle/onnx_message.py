@@ -20,12 +20,13 @@ FLOATS = frozenset({FLOAT, HALF, DOUBLE})
 # on processors with AVX512-FP16), only where it is allowed.
 DATA_TYPES = frozenset({FLOAT, UINT8, INT8, UINT16, INT16, INT32, INT64, BOOL, DOUBLE, UINT32, UINT64, UINT4, INT4})
 
-# Our largest graphs have some 5000 nodes: a blend of two large towers, or a flow of 12 blocks and 60 steps.
-MAX_NODES = 20_000
+# Our largest graphs have some 3000 nodes: a blend of two large towers, or a flow of 12 blocks and 40 steps. For 12 000
+# ONNX Runtime takes more than a second.
+MAX_NODES = 12_000
 # Of a flow three tables stand for seven nodes; an int8 layer has four constants.
-MAX_CONSTANTS = 40_000
-# Bytes of a model besides its constants: ours take 150 for each node.
-MAX_OTHER_BYTES = 8 * 2**20
+MAX_CONSTANTS = 24_000
+# Bytes of a model besides its constants' data: ours take 150 for each node.
+MAX_OTHER_BYTES = 4 * 2**20
 # Bytes of a constant besides its data: its name and its sizes.
 MAX_HEAD_BYTES = 4096
 # Characters of a name, and names that a node reads or gives.
@@ -56,12 +57,14 @@ class Tensor:
         data_type: as TensorProto.DataType counts them.
         dims: its sizes.
         values: its numbers if they are few; None of others.
+        head_bytes: of the message besides the data.
     """
 
     name: str = ""
     data_type: int = 0
     dims: list[int] = field(default_factory=list)
     values: list[float] | None = None
+    head_bytes: int = 0
 
     @property
     def num_elements(self) -> int:
@@ -96,13 +99,13 @@ class OtherBytes:
     def __init__(self) -> None:
         self._left = MAX_OTHER_BYTES
 
-    def take(self, value: int | memoryview) -> None:
-        """Count a field.
+    def take(self, num_bytes: int) -> None:
+        """Count bytes of a field; two more are its number and kind.
 
         Raises:
             ValueError: there are too many.
         """
-        self._left -= 2 + (0 if isinstance(value, int) else len(value))
+        self._left -= 2 + num_bytes
         if self._left < 0:
             raise ValueError(f"it has more than {MAX_OTHER_BYTES} bytes that are no weights")
 
@@ -124,6 +127,11 @@ def read_node(message: memoryview, types: frozenset[int]) -> Node:
             node.domain = text(value)
         if max(len(node.inputs), len(node.outputs), len(attributes)) > MAX_NAMES:
             raise ValueError(f"a node has more than {MAX_NAMES} inputs, outputs or attributes")
+    _note_attributes(node, attributes, types)
+    return node
+
+
+def _note_attributes(node: Node, attributes: list[memoryview], types: frozenset[int]) -> None:
     is_constant = node.op_type == "Constant"
     for attribute in attributes:
         name, numbers, tensor = _attribute(attribute, types, is_constant=is_constant)
@@ -139,7 +147,6 @@ def read_node(message: memoryview, types: frozenset[int]) -> Node:
         node.constant = tensor or node.constant
     if is_constant and len(attributes) != 1:
         raise ValueError(f"a constant has {len(attributes)} values instead of one")
-    return node
 
 
 def _attribute(
@@ -207,6 +214,7 @@ def read_tensor(message: memoryview, types: frozenset[int]) -> Tensor:
             tensor.name = text(value)
         elif number in (13, 14) and value != 0:
             raise ValueError("it keeps weights in another file, and all of a bundle's weights lie in its graphs")
+    tensor.head_bytes = head
     check_type(tensor.data_type, types)
     if len(tensor.dims) > MAX_RANK:
         raise ValueError(f"a constant has {len(tensor.dims)} dimensions, more than {MAX_RANK}")

@@ -22,28 +22,25 @@ _SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,), "Range": (0, 1),
 # Operators that hand on numbers, and of how many inputs.
 _PASSING = {"Cast": 1, "Concat": None, "Identity": 1, "Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
 # Operators whose result has as many elements as their first input, or fewer.
-_AS_LARGE = frozenset(
-    """
-    Abs ArgMax ArgMin BiasAdd BiasGelu Cast Ceil Compress Cos CumSum DequantizeLinear Dropout Elu Erf Exp FastGelu
-    Flatten Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization LeakyRelu Log LogSoftmax
-    LpNormalization Mish Neg Not QuantizeLinear QuickGelu RMSNormalization Reciprocal ReduceL1 ReduceL2
-    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
-    ScatterElements ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze
-    Swish Tanh TopK Transpose Trilu Unsqueeze
-    """.split()
-)
+_AS_LARGE = frozenset({
+    "Abs", "ArgMax", "ArgMin", "BiasAdd", "BiasGelu", "Cast", "Ceil", "Compress", "Cos", "CumSum", "DequantizeLinear",
+    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Flatten", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Mish", "Neg", "Not",
+    "QuantizeLinear", "QuickGelu", "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round",
+    "ScatterElements", "ScatterND", "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin", "Slice", "Softmax",
+    "Softplus", "Split", "Sqrt", "Squeeze", "Swish", "Tanh", "TopK", "Transpose", "Trilu", "Unsqueeze",
+})  # fmt: skip
 # Operators that repeat the sizes of each input where the others are larger.
-_BROADCASTING = frozenset(
-    """
-    Add And Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
-    """.split()
-)
+_BROADCASTING = frozenset({
+    "Add", "And", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min",
+    "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+})  # fmt: skip
 # Operators whose attributes make their result larger than their inputs.
-_PADDING = frozenset(
-    """
-    AveragePool Conv ConvInteger FusedConv MaxPool NhwcConv NhwcFusedConv NhwcMaxPool QLinearAveragePool QLinearConv
-    """.split()
-)
+_PADDING = frozenset({
+    "AveragePool", "Conv", "ConvInteger", "FusedConv", "MaxPool", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool",
+    "QLinearAveragePool", "QLinearConv",
+})  # fmt: skip
 # Elements of a result that may be taken as known where it has at most so many.
 _SMALL = 2**13
 _LENGTHS = {INT8: 1, UINT8: 1, BOOL: 1, DOUBLE: 8, INT64: 8, UINT64: 8}

@@ -12,10 +12,10 @@ are not touched; those that do get the plain one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,7 +76,7 @@ def arena_bytes(facts: GraphFacts, image_rows: int, cgroup: Path = _CGROUP) -> i
     return wanted if memory is None else max(_BASE_BYTES, min(wanted, int(_SHARE * memory)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def bounded(onnxruntime: ModuleType, options: Any, max_bytes: int) -> Iterator[None]:  # noqa: ANN401 - ships no types
     """A session made inside takes its memory from an arena of its own, of at most so many bytes.
 
@@ -124,10 +124,8 @@ def _register(onnxruntime: ModuleType, max_bytes: int) -> None:
 def _memory(cgroup: Path) -> int | None:
     """Bytes of memory that this process may use: the machine's, or its control group's if that has fewer."""
     found = []
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no POSIX
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):  # no POSIX
-        pass
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             found.append(int((cgroup / name).read_text()))
