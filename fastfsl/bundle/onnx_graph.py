@@ -70,6 +70,10 @@ OPERATORS = {
 }
 
 
+# Dimensions of an input of vectors: rows, and the numbers of each.
+_VECTORS_RANK = 2
+
+
 @dataclass(frozen=True)
 class GraphFacts:
     """What a checked graph says of itself.
@@ -77,6 +81,7 @@ class GraphFacts:
     Args:
         model_bytes: of the model.
         row_values: numbers of one row of its largest input.
+        images: that input's rows are images, not vectors.
         integer_products: some products are of whole numbers.
         half: something in it is float16.
         constant_names: the names of its constants.
@@ -88,6 +93,7 @@ class GraphFacts:
 
     model_bytes: int
     row_values: int = 1
+    images: bool = False
     integer_products: bool = False
     half: bool = False
     constant_names: frozenset[str] = frozenset()
@@ -188,9 +194,11 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
         check_division(node, types, constants)
         note_types(node, types)
         folding.add(node, bytes_of_type(types.get(node.outputs[0]) if node.outputs else None))
+    rows = max((one for one in graph.inputs if one.name not in graph.constants), key=_row_values, default=Value())
     return GraphFacts(
         model_bytes=model_bytes,
-        row_values=max((_row_values(one) for one in graph.inputs if one.name not in graph.constants), default=1),
+        row_values=_row_values(rows),
+        images=len(rows.dims) > _VECTORS_RANK,
         integer_products=any(node.op_type in INTEGER_PRODUCTS for node in graph.nodes),
         half=HALF in types.values(),
         constant_names=frozenset(graph.constants),

@@ -31,8 +31,7 @@ _BASE_BYTES = 64 * 2**20
 # ViT-L/14 at 336 pixels 180, ConvNeXt-XXL 380, SigLIP2 at 512 pixels 260; a flow of 12 blocks 40. Several callers may
 # compute at once.
 _BYTES_A_VALUE = 1024
-# Inputs of at most so many numbers are features or token ids, which come in larger batches than images do.
-_VECTOR = 8192
+# Of features and token ids, which come in larger batches than images do.
 ROWS_AT_ONCE = 256
 # The rest of the machine's memory, or the container's, is for weights, images and whatever else runs.
 _SHARE = 0.75
@@ -70,7 +69,7 @@ def arena_bytes(facts: GraphFacts, image_rows: int, cgroup: Path = _CGROUP) -> i
         if not said.isascii() or not said.isdigit() or len(said) > 18:
             raise ConfigError(f"{VARIABLE} must be a number of bytes, or 0 for no bound, got {said!r:.40}")
         return int(said)
-    rows = image_rows if facts.row_values > _VECTOR else max(ROWS_AT_ONCE, image_rows)
+    rows = image_rows if facts.images else max(ROWS_AT_ONCE, image_rows)
     wanted = _BASE_BYTES + facts.model_bytes + rows * facts.row_values * _BYTES_A_VALUE
     memory = _memory(cgroup)
     return wanted if memory is None else max(_BASE_BYTES, min(wanted, int(_SHARE * memory)))

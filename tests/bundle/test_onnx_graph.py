@@ -420,7 +420,9 @@ def test_what_a_graph_says_of_itself():
     assert not facts.folding_known  # a product of constants
     assert check_graph_file(_model([RELU]).SerializeToString(), "model").folding_known
     flow = check_graph_file((GOLDEN[0].parents[2] / "images" / "flow" / "model.onnx").read_bytes(), "flow")
-    assert (flow.row_values, flow.integer_products) == (24, False)
+    assert (flow.row_values, flow.images, flow.integer_products) == (24, False, False)
+    tower = check_graph_file((GOLDEN[0].parents[2] / "images" / "visual" / "model.onnx").read_bytes(), "tower")
+    assert (tower.row_values, tower.images) == (32 * 32 * 3, True)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint32, np.uint64, np.float32, np.float64, np.int16])

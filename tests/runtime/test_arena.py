@@ -131,7 +131,7 @@ def test_an_arena_goes_with_its_session(tmp_path):
 
 def test_the_bound_grows_with_weights_rows_and_images(tmp_path):
     """Ours take a third of it at most; the most memory that there is stays a bound."""
-    small, images = GraphFacts(10**5, row_values=24), GraphFacts(350 * 10**6, row_values=3 * 224 * 224)
+    small, images = GraphFacts(10**5, row_values=24), GraphFacts(350 * 10**6, row_values=3 * 224 * 224, images=True)
     assert arena_bytes(small, 16, tmp_path) < 80 * 2**20
     assert arena_bytes(images, 4, tmp_path) > 0.9 * GIBIBYTE
     assert arena_bytes(images, 8, tmp_path) > arena_bytes(images, 4, tmp_path)
