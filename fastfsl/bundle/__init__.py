@@ -7,6 +7,7 @@ checked by hand, and nothing is ever unpickled. Whatever is wrong with it is a `
 the remedy. It is written into a sibling folder and renamed, so it is never half there.
 """
 
+from fastfsl.bundle.agreement import check_graphs, check_plan
 from fastfsl.bundle.class_places import ClassPlaces, read_class_places, write_class_places
 from fastfsl.bundle.flow_kernels import (
     LOGITS,
@@ -87,7 +88,9 @@ __all__ = [
     "bundle_digest",
     "check_bundle",
     "check_file",
+    "check_graphs",
     "check_int8_record",
+    "check_plan",
     "int8_products",
     "kernel_arguments",
     "load_readout",

@@ -341,7 +341,10 @@ def _short(value: object) -> str:
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format_version": ("a whole number", _is_int),
     "method": ("a name", _is_name),
-    "class_names": ("a list of names", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v))),
+    "class_names": (
+        "a list of names, each of them once",
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v)) and len(set(v)) == len(v),
+    ),
     "embed_dim": ("a whole number from 1 to 65536", lambda v: _is_int(v) and 1 <= v <= 65536),
     "num_steps": ("a whole number from 0 to 1000", lambda v: _is_int(v) and 0 <= v <= 1000),
     "step_size": ("a number above 0 or null", lambda v: v is None or is_positive(v)),

@@ -22,6 +22,8 @@ NEWER = "it was made by a newer fastfsl: upgrade fastfsl, or export it again wit
 # ONNX cannot hold more in one file, and nothing else in a bundle is nearly as large.
 MAX_FILE_BYTES = 2 * 2**30
 MAX_JSON_DEPTH = 32
+# Values in a JSON file: a manifest of 16 MiB has a quarter million digests of 64 digits at most.
+MAX_JSON_VALUES = 2**19
 
 _CHUNK = 2**20
 # Beginnings of the files that stand for large ones, and how to get those.
@@ -109,13 +111,20 @@ def wrong_size(path: Path, expected: int, found: int) -> BundleError:
     return BundleError(f"{path}: truncated or altered: expected {expected} bytes, got {found}; {AGAIN}")
 
 
-def strict_json(data: bytes, path: str | os.PathLike[str], *, max_depth: int | None = MAX_JSON_DEPTH) -> dict[str, Any]:
+def strict_json(
+    data: bytes,
+    path: str | os.PathLike[str],
+    *,
+    max_depth: int | None = MAX_JSON_DEPTH,
+    max_values: int = MAX_JSON_VALUES,
+) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN, infinities, lone surrogates or deep nesting.
 
     Args:
         data: bytes of the file.
         path: what messages call it.
         max_depth: lists and objects in one another; None: whoever reads the object bounds that, numbers and surrogates.
+        max_values: signs that begin or part values; one of them costs up to a hundred bytes of memory.
 
     Raises:
         BundleError: it is anything else.
@@ -130,6 +139,9 @@ def strict_json(data: bytes, path: str | os.PathLike[str], *, max_depth: int | N
     def no_constant(name: str) -> float:
         raise ValueError(f"{name} is not a number")
 
+    values = sum(data.count(sign) for sign in b",:[{")
+    if values > max_values:
+        raise BundleError(f"{path}: {values} JSON values, more than the {max_values} allowed; {AGAIN}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
         if max_depth is not None:

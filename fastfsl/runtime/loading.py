@@ -6,12 +6,14 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastfsl import bundle
 from fastfsl.bundle.flow_launches import MAX_BUCKET, row_bucket
+from fastfsl.bundle.onnx_graph import GraphFacts, check_graph_file
 from fastfsl.errors import ConfigError
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.flow_executor import FLOWS
@@ -136,15 +138,20 @@ def load_bundle(
     manifest, digest = bundle.read_pinned(path, expected_digest)
     weight = blend_weight(manifest, alpha)
     for name in manifest.files:
-        if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
+        if name == bundle.FLOW_PLAN:
+            bundle.check_plan(path, manifest)
+        elif name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
             bundle.check_file(path, manifest, name)
 
     fallbacks: list[tuple[int, str]] = []
+    graphs: dict[str, GraphFacts] = {}
 
     graphs_on = graph_device(manifest.precision, device)
     sums = Int8Sums(path, manifest, widen=wide_int8)
 
     def create(model: bytes, name: str, card: Device | None = None, *, small_products: bool = False) -> Session:
+        half = manifest.precision == "fp16"
+        graphs[name] = check_graph_file(model, name, half=half)
         return create_row_session(
             sums.computable(model, name),
             name,
@@ -152,7 +159,7 @@ def load_bundle(
             num_threads=num_threads,
             card=card,
             gpu_mem_limit=gpu_mem_limit,
-            half=manifest.precision == "fp16",
+            half=half,
             small_products=small_products,
             fallbacks=fallbacks,
         )
@@ -171,6 +178,8 @@ def load_bundle(
         num_threads=num_threads,
     )
     sums.check_record()
+    met = {name: graphs[str(Path(path) / name)] for name in manifest.files if str(Path(path) / name) in graphs}
+    bundle.check_graphs(manifest, met, path)
     origin = {
         "bundle": os.fspath(path),
         "digest": digest,
