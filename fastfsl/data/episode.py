@@ -68,7 +68,7 @@ class Episode:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise resource_error(error, f"read {path}") or DataError(
                 f"episode file {path} cannot be read: {error.strerror or error}"

@@ -54,7 +54,7 @@ def read_split_file(path: str | Path, image_root: str | Path | None = None) -> I
 
 def _parse(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise resource_error(error, f"read {path}") or DataError(
             f"split file {path} cannot be read: {error.strerror or error}"

@@ -253,7 +253,7 @@ class Run:
             if not (folder / name).is_file():
                 raise BundleError(f"expected a run folder, but {folder / name} is missing: train it again")
         try:
-            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
+            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8-sig"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
             return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder))

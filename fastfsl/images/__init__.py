@@ -36,7 +36,7 @@ zero pixels, truncated, not an image      DataError that names the source
 
 from typing import TYPE_CHECKING
 
-from fastfsl.images.heif import HEIF_ENDINGS, heif_installed
+from fastfsl.images.heif import HEIF_ENDINGS, avif_readable, heif_installed
 from fastfsl.images.limits import MAX_FILE_BYTES, MAX_PIXELS
 from fastfsl.images.locations import advice_on_missing, is_address, with_slashes
 from fastfsl.images.opening import FORMATS, open_image, source_name
@@ -56,6 +56,7 @@ __all__ = [
     "ImageSource",
     "Preprocessing",
     "advice_on_missing",
+    "avif_readable",
     "exact_pixels",
     "fast_pixels",
     "heif_installed",

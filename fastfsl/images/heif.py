@@ -23,6 +23,11 @@ def heif_installed() -> bool:
     return find_spec("pillow_heif") is not None
 
 
+def avif_readable() -> bool:
+    """Whether this build of Pillow reads AVIF; Pillow itself is not imported."""
+    return find_spec("PIL") is not None and find_spec("PIL._avif") is not None
+
+
 def is_heif(data: bytes) -> bool:
     """Whether the bytes begin as a HEIF file of HEVC images; AVIF, its sibling, is Pillow's own."""
     if data[4:8] != b"ftyp":

@@ -180,7 +180,7 @@ def _opened(kind: str, data: bytes, folder: Path):
     if kind == "unbuffered":
         return (folder / "image.bin").open("rb", buffering=0)
     if kind == "spooled":
-        file = tempfile.SpooledTemporaryFile(max_size=10)
+        file = tempfile.SpooledTemporaryFile(max_size=10)  # noqa: SIM115  # the test closes it
         file.write(data)
         return file
     if kind == "zip":
