@@ -82,7 +82,9 @@ def holds_image(folder: Path) -> bool:
     return False
 
 
-def _split_layout(root: Path, splits: dict[str, list[Path]], others: list[Path], skipped: Skipped) -> dict[str, Classes]:
+def _split_layout(
+    root: Path, splits: dict[str, list[Path]], others: list[Path], skipped: Skipped
+) -> dict[str, Classes]:
     foreign = [path.name for path in others if holds_image(path)]
     if foreign:
         raise DataError(

@@ -24,6 +24,7 @@ BROKEN_LINK = "link that leads nowhere"
 UNREADABLE = "unreadable"
 NO_CLASS = "image outside the class folders"
 NO_LABEL = "without a label"
+NOT_LISTED = "not in the table"
 LISTED_TWICE = "listed twice"
 
 

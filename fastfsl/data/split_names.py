@@ -12,7 +12,9 @@ _WORDS = {
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 
 # Said beside the word and without a meaning of their own: `train_set`, `test-images`, `data_val`.
-_FILLERS = frozenset({"set", "sets", "split", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos"})
+_FILLERS = frozenset(
+    {"set", "sets", "split", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos"}
+)
 _SEPARATORS = re.compile(r"[\s_\-.]+")
 _NUMBER = re.compile(r"(?:19|20)?\d{2}$")
 _JOINED = re.compile(r"(set|data|split|images|imgs)$")

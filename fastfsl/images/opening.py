@@ -15,7 +15,7 @@ from fastfsl.images.file_objects import read_object
 from fastfsl.images.grey_levels import eight_bits
 from fastfsl.images.heif import is_heif, load_heif
 from fastfsl.images.limits import MAX_FILE_BYTES, MAX_PIXELS
-from fastfsl.images.locations import advice_on_missing
+from fastfsl.images.locations import advice_on_missing, is_address
 from fastfsl.images.pillow import load_formats, pillow
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
     # Before any file is open: Pillow passes over a format whose module cannot be imported for want of a file handle.
     load_formats()
     if isinstance(source, str | os.PathLike):
-        return _identify(_read(Path(source), str(source)), name), True
+        if is_address(name) and not os.path.lexists(name):  # a Path would make one slash of two
+            raise DataError(f"{name}: no such image file{advice_on_missing(name)}")
+        return _identify(_read(Path(source)), name), True
     if isinstance(source, bytes | bytearray | memoryview):
         return _identify(bytes(source), name), True
     if isinstance(source, image_module.Image):
@@ -144,8 +146,8 @@ def _warn_of_derived(image: Image.Image, name: str) -> None:
         )
 
 
-def _read(path: Path, given: str) -> bytes:
-    """The bytes of a regular file, which messages call as it was given; a pipe or device would block or never end."""
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or device would block or never end."""
     try:
         _check_regular(path, path.stat().st_mode)
         with os.fdopen(os.open(path, _FLAGS), "rb") as file:
@@ -159,7 +161,7 @@ def _read(path: Path, given: str) -> bytes:
                 )
             return file.read(size)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{given}: no such image file{advice_on_missing(given)}") from error
+        raise DataError(f"{path}: no such image file{advice_on_missing(str(path))}") from error
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path; DataError is one too
         if isinstance(error, DataError):
             raise
