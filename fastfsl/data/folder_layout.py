@@ -105,7 +105,7 @@ def _classes_of_split(folder: Path, skipped: Skipped) -> Classes:
     entries = Entries(folder)
     full = [path for path in entries.folders if holds_image(path)]
     inside = full[0] if len(full) == 1 and is_wrapper(full[0].name) else None
-    if inside is not None and len(_full_subfolders(inside)) > 1:
+    if inside is not None and _full_subfolders(inside):
         for path in entries.folders:
             if path is not inside:
                 _count_beside(path, skipped)
