@@ -68,7 +68,9 @@ def test_parquet(flat):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(
-        pa.table({"path": [path for path, _ in ROWS], "label": pa.array([l for _, l in ROWS]).dictionary_encode()}),
+        pa.table(
+            {"path": [path for path, _ in ROWS], "label": pa.array([name for _, name in ROWS]).dictionary_encode()}
+        ),
         flat / "x.parquet",
     )
     assert _items(load_dataset(flat / "x.parquet")) == ROWS
@@ -93,7 +95,7 @@ def test_coco_categories(flat):
     assert _items(load_dataset(flat)) == ROWS
     content["annotations"].append({"image_id": 7, "category_id": 2})
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="1 of 4 images have several categories, such as cat_1.png"):
+    with pytest.raises(DataError, match=r"1 of 4 images have several categories, such as cat_1\.png"):
         load_dataset(path)
 
 
@@ -132,18 +134,18 @@ def test_hugging_face_metadata_in_each_split(make_images, tmp_path):
 
 def test_numbers_with_a_column_of_names(flat):
     (flat / "labels.csv").write_text(
-        _csv([(p, "01"[l == "dog"], l) for p, l in ROWS], ("image", "label", "label_name"))
+        _csv([(p, "01"[name == "dog"], name) for p, name in ROWS], ("image", "label", "label_name"))
     )
     dataset = load_dataset(flat / "labels.csv")
     assert _items(dataset) == ROWS
     assert dataset.notes == ()
-    (flat / "labels.csv").write_text(_csv([(p, f"{10 if l == 'dog' else 9}.0") for p, l in ROWS]))
+    (flat / "labels.csv").write_text(_csv([(p, f"{10 if name == 'dog' else 9}.0") for p, name in ROWS]))
     dataset = load_dataset(flat / "labels.csv")
     assert dataset.class_names == ("9.0", "10.0")
 
 
 def test_numbers_without_names_are_told(flat):
-    (flat / "labels.csv").write_text(_csv([(p, 10 if l == "dog" else 9) for p, l in ROWS]))
+    (flat / "labels.csv").write_text(_csv([(p, 10 if name == "dog" else 9) for p, name in ROWS]))
     dataset = load_dataset(flat / "labels.csv")
     assert dataset.class_names == ("9", "10")
     assert "called by numbers" in dataset.notes[0]
@@ -151,14 +153,14 @@ def test_numbers_without_names_are_told(flat):
 
 def test_columns_by_name(flat):
     (flat / "t.csv").write_text(
-        _csv([(p, "x", l, "test" if "2" in p else "train") for p, l in ROWS], ("where", "label", "what", "when"))
+        _csv([(p, "x", name, "test" if "2" in p else "train") for p, name in ROWS], ("where", "label", "what", "when"))
     )
     columns = Columns("where", "what", "when")
     dataset = load_dataset(flat / "t.csv", columns=columns)
     assert _items(dataset) == [("cat_1.png", "cat"), ("dog_1.png", "dog")]
     assert _items(load_dataset(flat, columns=columns), "test") == [("cat_2.png", "cat"), ("dog_2.png", "dog")]
     with pytest.raises(
-        ConfigError, match="--label-column 'genus': .* has the columns 'where', 'label', 'what', 'when'"
+        ConfigError, match=r"--label-column 'genus': .* has the columns 'where', 'label', 'what', 'when'"
     ):
         load_dataset(flat / "t.csv", columns=Columns(label="genus"))
     with pytest.raises(ConfigError, match="names of columns go"):
