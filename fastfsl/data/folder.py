@@ -12,6 +12,7 @@ Images may lie deeper below their class folder. Endings match in any case. Class
 before "10"). `fastfsl.data.walk` says which links are followed and what is passed over, all of which is counted.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastfsl.data.dataset import ImageDataset, ImageSample, is_text
@@ -50,9 +51,7 @@ def read_folder(root: str | Path) -> ImageDataset:
         passed_over = Skipped()
         for name, folder in class_folders.items():
             in_class = Skipped()
-            images = sorted(
-                walk(folder, in_class), key=lambda file, folder=folder: natural_key(file.relative_to(folder).as_posix())
-            )
+            images = _in_order(walk(folder, in_class), folder)
             samples += [ImageSample(path, label_of[name]) for path in images]
             skipped.update(in_class)
             if not images:
@@ -67,6 +66,11 @@ def read_folder(root: str | Path) -> ImageDataset:
             )
         splits[split] = tuple(samples)
     return ImageDataset(root, class_names, splits, "folder", skipped)
+
+
+def _in_order(images: Iterable[Path], folder: Path) -> list[Path]:
+    """Images in the natural order of their whole paths below a folder, by which episodes are drawn."""
+    return sorted(images, key=lambda file: natural_key(file.relative_to(folder).as_posix()))
 
 
 def _class_names(root: Path, by_split: dict[str, Classes]) -> tuple[str, ...]:

@@ -107,14 +107,14 @@ def read_table(
     missing: list[str] = []
     samples: dict[str, list[ImageSample]] = {}
     for row in every:
-        path = finders[row.table].find(row.path)
-        if path is None:
+        found = finders[row.table].find(row.path)
+        if found is None:
             missing.append(row.path)
-        elif (path, row.label, row.split) in seen:
-            skipped.add(LISTED_TWICE, path)
+        elif (found, row.label, row.split) in seen:
+            skipped.add(LISTED_TWICE, found)
         else:
-            seen.add((path, row.label, row.split))
-            samples.setdefault(row.split, []).append(ImageSample(path, label_of[row.label]))
+            seen.add((found, row.label, row.split))
+            samples.setdefault(row.split, []).append(ImageSample(found, label_of[row.label]))
     if missing:
         raise DataError(_missing(first, missing, len(every), finders[first].looked_in))
     splits = {split: tuple(samples[split]) for split in SPLITS if split in samples}

@@ -25,7 +25,8 @@ def read_object(source: Any, name: str) -> bytes:  # noqa: ANN401 - anything tha
     try:
         if isinstance(source, BytesIO):
             data = source.getvalue()
-            return _checked(data, len(data), name)
+            _check_length(len(data), name)
+            return data
         if not _seekable(source):
             return _read(source, name)
         with _moving:
@@ -64,10 +65,9 @@ def _read(source: Any, name: str) -> bytes:  # noqa: ANN401 - as above
             return b"".join(parts)
         parts.append(bytes(part))
         length += len(part)
-        _checked(part, length, name)
+        _check_length(length, name)
 
 
-def _checked(data: Any, length: int, name: str) -> Any:  # noqa: ANN401 - bytes of any kind
+def _check_length(length: int, name: str) -> None:
     if length > MAX_FILE_BYTES:
         raise DataError(f"{name}: expected an image of at most {MAX_FILE_BYTES} bytes, got more; save it smaller")
-    return data

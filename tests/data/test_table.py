@@ -5,11 +5,18 @@ import json
 
 import pytest
 
-from fastfsl.data import Columns, load_dataset
+from fastfsl import data
+from fastfsl.data import Columns, ImageDataset
 from fastfsl.errors import ConfigError, DataError
 
 FILES = ("cat_1.png", "cat_2.png", "dog_1.png", "dog_2.png")
 ROWS = [(file, file[:3]) for file in FILES]
+
+
+def load_dataset(path, image_root=None, columns=None) -> ImageDataset:
+    dataset = data.load_dataset(path, image_root, columns)
+    assert isinstance(dataset, ImageDataset)
+    return dataset
 
 
 def _items(dataset, split="train"):

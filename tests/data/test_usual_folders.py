@@ -186,7 +186,7 @@ def test_every_file_is_an_image_or_counted_with_its_reason(make_images, monkeypa
     }
     account = file_account(4, dataset.skipped)
     assert account["seen"] == account["used"] + account["skipped"] == _every_file(root)
-    warning = dataset.skipped.warning(account["seen"])
+    warning = str(dataset.skipped.warning(account["seen"]))
     assert "skipped 8 of 20 files: 2 image of a format that is not read (.heic)" in warning
     assert "pip install 'fastfsl[heic]'" in warning
     with pytest.raises(DataError, match="--strict: 8 files would be skipped"):

