@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import Alpha, ExpectedDigest, WideInt8
-from fastfsl.cli.output import field_words, print_fields, print_json
+from fastfsl.cli.options import (
+    Alpha,
+    ExpectedDigest,
+    ImageRoot,
+    LabelColumn,
+    PathColumn,
+    SplitColumn,
+    Strict,
+    WideInt8,
+)
+from fastfsl.cli.output import field_words, for_people, print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import prediction_parts
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastfsl.data import Columns
+
 # Images classified between two updates of the progress bar.
 _CHUNK = 256
 
@@ -26,7 +37,7 @@ _Classes = Literal["all", "base", "new"]
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
-    data: Annotated[Path, typer.Argument(help="Image folder, CoOp split file or feature file.")],
+    data: Annotated[Path, typer.Argument(help="Image folder, split file, table or feature file, as for train.")],
     split: Annotated[
         str, typer.Option(help="train, val or test. Of a flat folder, test is what was not trained on.")
     ] = "test",
@@ -43,7 +54,11 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     alpha: Alpha = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    image_root: ImageRoot = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    strict: Strict = False,
     report: Annotated[
         Path | None, typer.Option(help="HTML file to make: confusions, reliability and accuracy by class.")
     ] = None,
@@ -66,13 +81,16 @@ def evaluate(
         raise ConfigError("--report does not go with --transfer: leave one out")
     if report is not None and report.is_dir():
         raise ConfigError(f"--report names a file to make, and {report} is a folder")
+    from fastfsl.data.table_columns import Columns
+
+    reading = _Reading(image_root, Columns(path_column, label_column, split_column), strict)
     kept: list[_Predicted] = []
     with reporting() as reporter:
         if (model / "manifest.json").is_file():
             if transfer:
                 raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
             document = _evaluate_bundle(
-                model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest, wide_int8
+                model, data, split, classes, device, alpha, reading, reporter, kept, expected_digest, wide_int8
             )
         elif (model / "run.json").is_file():
             if expected_digest is not None or wide_int8:
@@ -80,7 +98,7 @@ def evaluate(
                 raise ConfigError(f"{option} is about bundles, and {model} is a run: leave it out")
             prompts = template[0] if template and len(template) == 1 else template
             document = _evaluate_run(
-                model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
+                model, data, split, classes, transfer, prompts, device, alpha, reading, reporter, kept
             )
         else:
             raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
@@ -97,8 +115,16 @@ def evaluate(
     if as_json:
         print_json(document)
     else:
-        shown = {key: value for key, value in document.items() if key != "class_accuracy"}
-        print_fields(f"Evaluated {model}", shown)
+        print_fields(f"Evaluated {model}", for_people(document))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How images are found: the folder of listed paths, a table's columns, whether a skipped file is an error."""
+
+    image_root: Path | None
+    columns: "Columns"
+    strict: bool
 
 
 @dataclass(frozen=True)
@@ -119,7 +145,7 @@ def _keep(
 def _write_report(path: Path, document: dict[str, Any], predicted: _Predicted) -> None:
     from fastfsl.report import Section, Table, write_report
 
-    figures = {key: value for key, value in document.items() if key != "class_accuracy"}
+    figures = for_people(document)
     worst_first = sorted(document["class_accuracy"].items(), key=lambda pair: float(pair[1]))
     sections = [
         Section("Result", [Table(("", ""), field_words(figures))]),
@@ -138,7 +164,7 @@ def _evaluate_run(
     templates: str | list[str] | None,
     device: str,
     alpha: float | None,
-    image_root: Path | None,
+    reading: "_Reading",
     reporter: ProgressReporter,
     kept: "list[_Predicted]",
 ) -> dict[str, Any]:
@@ -150,8 +176,9 @@ def _evaluate_run(
     run = Run.load(model, device=device)
     keep = partial(_keep, kept, run.record.class_names)
     options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha, "on_predicted": keep}
+    options |= {"image_root": reading.image_root, "columns": reading.columns, "strict": reading.strict}
     evaluation = (evaluate_transfer if transfer else evaluate_run)(
-        run, data, split=split, classes=classes, device=device, image_root=image_root, reporter=reporter, **options
+        run, data, split=split, classes=classes, device=device, reporter=reporter, **options
     )
     return {"method": run.record.config.method, "num_steps": run.num_steps, **asdict(evaluation)}
 
@@ -163,7 +190,7 @@ def _evaluate_bundle(
     classes: _Classes,
     device: str,
     alpha: float | None,
-    image_root: Path | None,
+    reading: "_Reading",
     reporter: ProgressReporter,
     kept: "list[_Predicted]",
     expected_digest: str | None,
@@ -177,21 +204,21 @@ def _evaluate_bundle(
     from fastfsl.runtime import Classifier
 
     manifest = read_manifest(model, expected_digest)
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    dataset = select_classes(load_dataset(data, reading.image_root, reading.columns), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
     classifier = Classifier.load(
         model, device=device, alpha=alpha, expected_digest=expected_digest, wide_int8=wide_int8
     )
     names = manifest.class_names
-    counts = {}
+    counts: dict[str, Any] = {}
     if isinstance(dataset, FeatureDataset):
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
         probabilities = classifier.feature_probabilities(features)
     else:
         digests = manifest.training.get("support_digests", [])
         seen = {digest for digest in digests if isinstance(digest, str)} if isinstance(digests, list) else set()
-        images = images_to_score(dataset, split, names, seen, reporter.warn)
+        images = images_to_score(dataset, split, names, seen, reporter.warn, strict=reading.strict)
         labels = np.array([sample.label for sample in images.samples])
         parts = []
         for start in range(0, len(images.samples), _CHUNK):
@@ -199,7 +226,11 @@ def _evaluate_bundle(
             parts.append(classifier.probabilities(chunk))
             reporter.stage("classifying", start + len(chunk), len(images.samples))
         probabilities = np.concatenate(parts)
-        counts = {"num_unreadable": images.num_unreadable, "num_excluded": images.num_excluded}
+        counts = {
+            "num_unreadable": images.num_unreadable,
+            "num_excluded": images.num_excluded,
+            "files": images.files,
+        }
     readout = classifier.describe()["readout"]
     threshold = None if readout is None else readout["threshold"]
     _keep(kept, list(names), probabilities, labels)

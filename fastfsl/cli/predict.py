@@ -17,6 +17,7 @@ from fastfsl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fastfsl.data import Skipped
     from fastfsl.runtime import Classifier, Prediction
 
 # Images between two updates of the progress bar.
@@ -59,7 +60,10 @@ def predict(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with exit code 1 if an image was marked as unreadable.")
+        bool,
+        typer.Option(
+            "--strict", help="End with exit code 1 if an image was marked as unreadable, or a file in a folder skipped."
+        ),
     ] = False,
     batch: Annotated[int, typer.Option(help="Images computed at once, at most.")] = 32,
     num_threads: Annotated[
@@ -89,6 +93,7 @@ def predict(
     appears under its name when it is complete; until then its rows are in OUTPUT.partial, where --resume continues
     them with the same bundle, options and images, on the same kind of device.
     """
+    from fastfsl.data.skipped import UNREADABLE, Skipped, file_account
     from fastfsl.runtime import Classifier
 
     if on_error not in (None, "raise", "mark"):
@@ -103,7 +108,7 @@ def predict(
         warn(f"{output} is complete: nothing to resume")
         counts = target.counts()
         # Nothing was loaded, and what made the rows is not in them.
-        _summary(target.path, counts, {"bundle": str(bundle), **dict.fromkeys(_ABOUT)} if as_json else None)
+        _summary(target.path, counts, {"bundle": str(bundle), **dict.fromkeys((*_ABOUT, "files"))} if as_json else None)
         _end(counts.images, counts.errors, strict=strict)
         return
     with stdout_kept_clean():
@@ -121,13 +126,14 @@ def predict(
         )
     about = _about(bundle, classifier)
     paths = images or []
+    skipped = Skipped()
     if target is None:
-        files = list(islice(_all(paths, listed), _MAX_ON_SCREEN + 1))
+        files = list(islice(_all(paths, listed, skipped), _MAX_ON_SCREEN + 1))
         if len(files) > _MAX_ON_SCREEN:
             raise ConfigError(
                 f"more than {_MAX_ON_SCREEN} images are not printed; pass --output FILE.jsonl, for any number of them"
             )
-        failed = _to_screen(classifier, files, top_k, mode, about if as_json else None)
+        failed = _to_screen(classifier, files, top_k, mode, about if as_json else None, skipped)
         count = len(files)
     else:
         # What comes through a pipe comes once and cannot be counted beforehand.
@@ -144,10 +150,17 @@ def predict(
             "providers": {graph: providers[0] for graph, providers in about["providers"].items()},
             "flow": (about["flow"] or {}).get("executor"),
         }
-        counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)
+        counts = _to_file(classifier, target, _all(paths, listed, skipped), total, settings, mode)
         count, failed = counts.images, counts.errors
-        _summary(target.path, counts, about if as_json else None)
+        skipped.add(UNREADABLE, "see the rows with an error", failed)
+        account = {**about, "files": file_account(count - failed, skipped)}
+        _summary(target.path, counts, account if as_json else None)
+    line = skipped.warning(count - failed + len(skipped)) if set(skipped.unexpected) - {UNREADABLE} else None
+    if line is not None:
+        warn(line)
     _end(count, failed, strict=strict)
+    if strict and skipped.unexpected:
+        raise typer.Exit(_UNREADABLE)
 
 
 def _end(count: int, failed: int, *, strict: bool) -> None:
@@ -157,8 +170,8 @@ def _end(count: int, failed: int, *, strict: bool) -> None:
             raise typer.Exit(_UNREADABLE)
 
 
-def _all(paths: list[Path], listed: Path | None) -> "Iterable[Path]":
-    return chain(walk_images(paths), listed_images(listed) if listed else ())
+def _all(paths: list[Path], listed: Path | None, skipped: "Skipped | None" = None) -> "Iterable[Path]":
+    return chain(walk_images(paths, skipped), listed_images(listed) if listed else ())
 
 
 def _about(bundle: Path, classifier: "Classifier") -> dict[str, Any]:
@@ -172,22 +185,31 @@ def _to_screen(
     top_k: int,
     mode: Literal["raise", "mark"],
     document: dict[str, Any] | None,
+    skipped: "Skipped",
 ) -> int:
-    """Classify and print, as one JSON document if there is one to begin with; returns how many could not be read."""
+    """Classify and print, as one JSON document if there is one to begin with; returns how many could not be read.
+
+    Those are counted as skipped, too.
+    """
+    from fastfsl.data.skipped import UNREADABLE, file_account
+
     predictions: list[Prediction] = []
     with reporting() as reporter:
         for prediction in classifier.stream(files, top_k=top_k, on_error=mode):
             predictions.append(prediction)
             if len(predictions) % _STEP == 0:
                 reporter.stage("classifying", len(predictions), len(files))
+    bad = [file for file, prediction in zip(files, predictions, strict=True) if prediction.error is not None]
+    skipped.add(UNREADABLE, bad[0] if bad else "", len(bad))
     if document is not None:
+        document = {**document, "files": file_account(len(files) - len(bad), skipped)}
         rows = [row_of(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
         print_json({**document, "predictions": rows})
     else:
         width = min(max((len(str(file)) for file in files), default=0), _MAX_PATH_COLUMN)
         for file, prediction in zip(files, predictions, strict=True):
             stdout().print(_line(file, prediction, width), soft_wrap=True)
-    return sum(prediction.error is not None for prediction in predictions)
+    return len(bad)
 
 
 def _to_file(

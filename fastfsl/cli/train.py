@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
-from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.output import for_people, print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import REPORT_FILE, write_run_report
@@ -24,7 +24,10 @@ def train(
     method: Annotated[
         str | None, typer.Option(help=f"One of the methods above.  [default: {DEFAULT_METHOD}]", metavar="METHOD")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Images a class, drawn by --seed.  [default: all]")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Up to so many images per class, drawn by --seed.  [default: all]")
+    ] = None,
+    exact_shots: options.ExactShots = False,
     backbone: options.Backbone = None,
     pretrained: options.Pretrained = None,
     template: options.Template = None,
@@ -39,6 +42,10 @@ def train(
         Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
     ] = None,
     image_root: options.ImageRoot = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    strict: options.Strict = False,
     device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")] = False,
     as_json: options.AsJson = False,
@@ -71,7 +78,12 @@ def train(
             "seed": seed,
             "target_precision": target_precision,
             "classes": classes,
+            "exact_shots": exact_shots or None,
             "image_root": None if image_root is None else str(image_root),
+            "path_column": path_column,
+            "label_column": label_column,
+            "split_column": split_column,
+            "strict": strict or None,
             "device": device,
         },
     )
@@ -88,7 +100,7 @@ def train(
     if as_json:
         print_json(_summary(run, out))
     else:
-        print_fields(f"Trained {out}", _summary(run, out))
+        print_fields(f"Trained {out}", for_people(_summary(run, out)))
 
 
 # The command's help lists the methods, from the one place that describes them.
@@ -114,6 +126,8 @@ def _summary(run: "Run", out: Path) -> dict[str, Any]:
         "method": run.record.config.method,
         "num_classes": len(run.record.class_names),
         "num_support": run.record.num_support,
+        "class_counts": dict(zip(run.record.class_names, run.record.class_counts, strict=True)),
+        "files": run.record.files,
         "num_steps": run.num_steps,
         "selection": run.record.selection.get("rule"),
         "held_out_accuracy": run.held_out_accuracy,

@@ -93,7 +93,7 @@ def _read_imagenet(root: Path) -> ImageDataset:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file that hold something, with their numbers from 1."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise resource_error(error, f"read {path}") or DataError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):

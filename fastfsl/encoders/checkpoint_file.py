@@ -177,7 +177,7 @@ def _quick_gelu_reason(path: Path, state_dict: Mapping[str, torch.Tensor], metad
             return f"its metadata name the model {name!r}"
     beside = path.parent / "open_clip_config.json"
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = json.loads(beside.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return ""
     model_config = config.get("model_cfg") if isinstance(config, dict) else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ClassSelection, FeatureDataset, ImageDataset, load_dataset, select_classes
+from fastfsl.data import ClassSelection, Columns, FeatureDataset, ImageDataset, load_dataset, select_classes
 from fastfsl.data.scoring import Evaluation, features_to_score, images_to_score, score
 from fastfsl.encoders import Encoder, load_encoder
 from fastfsl.errors import BundleError, ConfigError, DataError
@@ -26,12 +26,14 @@ class Samples:
         labels: positions among the classifier's class names, (n,).
         num_unreadable: images that could not be decoded, not among them.
         num_excluded: images of a flat folder left out because they were the support.
+        files: what became of every file; None for features.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     num_unreadable: int = 0
     num_excluded: int = 0
+    files: dict[str, Any] | None = None
 
     def score(
         self,
@@ -49,6 +51,7 @@ class Samples:
             threshold=threshold,
             num_unreadable=self.num_unreadable,
             num_excluded=self.num_excluded,
+            files=self.files,
         )
 
 
@@ -60,6 +63,8 @@ def evaluate_run(
     classes: ClassSelection = "all",
     device: str = "auto",
     image_root: Path | None = None,
+    columns: Columns | None = None,
+    strict: bool = False,
     alpha: float | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
@@ -73,7 +78,9 @@ def evaluate_run(
         split: `train`, `val` or `test`.
         classes: which classes of the data.
         device: device of the encoder.
-        image_root: folder that a split file's paths are relative to.
+        image_root: folder that the paths of a split file or table are relative to.
+        columns: names of a table's columns.
+        strict: refuse data of which files would be skipped that may have been meant.
         alpha: another weight of the tuned branch in a blend than that of the training.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
@@ -84,7 +91,7 @@ def evaluate_run(
         DataError: if the data are of another kind than the run's or have a class it does not know.
         BundleError: if the run's encoder can no longer be found as it was.
     """
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("alpha weighs the branches of the encoder, and features have left it: give it images")
     names = run.record.class_names
@@ -96,6 +103,7 @@ def evaluate_run(
         lambda: run_encoder(run, device=device, alpha=alpha),
         reporter or SilentReporter(),
         cache_dir,
+        strict=strict,
     )
     probabilities = run.probabilities(samples.features, lambda: base_encoder(run, device=device))
     if on_predicted is not None:
@@ -111,6 +119,8 @@ def samples_to_score(
     encoder: Callable[[], Encoder],
     reporter: Reporter,
     cache_dir: Path | None = None,
+    *,
+    strict: bool = False,
 ) -> Samples:
     """A split's features, labelled by `class_names`.
 
@@ -122,6 +132,7 @@ def samples_to_score(
         encoder: loads the run's encoder; called for images, once all else is known to be right.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
+        strict: refuse data of which files would be skipped that may have been meant.
 
     Raises:
         DataError: if the data have a class that is not among them, the split is missing or nothing is left to score.
@@ -129,7 +140,7 @@ def samples_to_score(
     """
     if isinstance(dataset, FeatureDataset):
         return Samples(*features_to_score(dataset, split, class_names, run.record.embed_dim))
-    images = images_to_score(dataset, split, class_names, set(run.record.support_digests), reporter.warn)
+    images = images_to_score(dataset, split, class_names, set(run.record.support_digests), reporter.warn, strict=strict)
     features = encode_plain(
         encoder(),
         images.samples,
@@ -137,7 +148,7 @@ def samples_to_score(
         progress=lambda done, total: reporter.stage("encoding", done, total),
     )
     labels = np.array([sample.label for sample in images.samples], dtype=np.int64)
-    return Samples(features, labels, images.num_unreadable, images.num_excluded)
+    return Samples(features, labels, images.num_unreadable, images.num_excluded, images.files)
 
 
 def run_encoder(run: Run, *, device: str = "cpu", alpha: float | None = None) -> Encoder:

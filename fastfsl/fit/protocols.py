@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fastfsl.arrays import check_width, numbers, unit_rows
-from fastfsl.data import ClassSelection, FeatureDataset, load_dataset, select_classes
+from fastfsl.data import ClassSelection, Columns, FeatureDataset, load_dataset, select_classes
 from fastfsl.data.scoring import Evaluation
 from fastfsl.encoders import class_embeddings as embed_classes
 from fastfsl.errors import ConfigError
@@ -102,6 +102,8 @@ def evaluate_transfer(
     templates: str | Sequence[str] | None = None,
     device: str = "auto",
     image_root: Path | None = None,
+    columns: Columns | None = None,
+    strict: bool = False,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
 ) -> Evaluation:
@@ -114,7 +116,9 @@ def evaluate_transfer(
         classes: which classes of the data.
         templates: prompts for the classes of images; by default those of the run.
         device: device of the encoder.
-        image_root: folder that a split file's paths are relative to.
+        image_root: folder that the paths of a split file or table are relative to.
+        columns: names of a table's columns.
+        strict: refuse data of which files would be skipped that may have been meant.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
 
@@ -124,13 +128,14 @@ def evaluate_transfer(
         BundleError: if the run's encoder can no longer be found as it was.
     """
     _check_transferable(run.estimator, run.source)  # before anything is encoded
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if run.source is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("a feature file's class embeddings are not those of the tuned encoder: give it images")
     base = functools.cache(lambda: base_encoder(run, device=device))
     encoder = functools.cache(lambda: run.tuned(base()))
     names = dataset.class_names
-    samples = samples_to_score(run, dataset, names, split, encoder, reporter or SilentReporter(), cache_dir)
+    hears = reporter or SilentReporter()
+    samples = samples_to_score(run, dataset, names, split, encoder, hears, cache_dir, strict=strict)
     if isinstance(dataset, FeatureDataset):
         if templates is not None:
             raise ConfigError("prompts go with images: a feature file has its class embeddings already")

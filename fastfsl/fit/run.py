@@ -84,7 +84,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         config: the resolved configuration.
-        data_kind: `folder`, `split-file` or `features`.
+        data_kind: `folder`, `split-file`, `table` or `features`.
         data_path: where the data were read from.
         class_names: by label.
         embed_dim: width of the features, d.
@@ -93,6 +93,8 @@ class RunRecord(BaseModel):
         templates: prompts behind the class embeddings; empty for a run on features.
         logit_scale: factor on the cosine similarities.
         num_support: samples trained on.
+        class_counts: of them, by label; empty for runs of versions that did not say.
+        files: what became of every file of the data; None for a run on features.
         support_digests: SHA-256 of the support images; empty for a run on features.
         selection: what was chosen on the support and on what evidence, as the estimator's `selection_record` has it.
         params: the estimator's parameters, all of them.
@@ -106,7 +108,7 @@ class RunRecord(BaseModel):
     format: Literal["fastfsl-run"] = "fastfsl-run"
     version: Literal[1] = 1
     config: TrainConfig
-    data_kind: Literal["folder", "split-file", "features"]
+    data_kind: Literal["folder", "split-file", "table", "features"]
     data_path: str
     class_names: list[str]
     embed_dim: int = Field(ge=1, le=_MAX_WIDTH)
@@ -115,6 +117,8 @@ class RunRecord(BaseModel):
     templates: list[str] = Field(default_factory=list)
     logit_scale: float
     num_support: int
+    class_counts: list[int] = Field(default_factory=list)
+    files: dict[str, Any] | None = None
     support_digests: list[str] = Field(default_factory=list)
     selection: dict[str, Any]
     params: dict[str, Any]
@@ -253,7 +257,7 @@ class Run:
             if not (folder / name).is_file():
                 raise BundleError(f"expected a run folder, but {folder / name} is missing: train it again")
         try:
-            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
+            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8-sig"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
             return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder))

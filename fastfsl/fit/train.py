@@ -18,11 +18,12 @@ from fastfsl.data import (
     ImageSample,
     check_readable,
     draw_episode,
-    load_dataset,
+    file_account,
     resolve_templates,
-    select_classes,
 )
-from fastfsl.data.scoring import digest_of
+from fastfsl.data.duplicates import support_warnings
+from fastfsl.data.scoring import digest_of, skipped_in_all
+from fastfsl.data.skipped import NOT_DRAWN
 from fastfsl.devices import resolve_device
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
@@ -71,11 +72,12 @@ class _Support:
     labels: NDArray[np.int64]
     class_embeddings: NDArray[np.float32]
     logit_scale: float
-    kind: Literal["folder", "split-file", "features"]
+    kind: Literal["folder", "split-file", "table", "features"]
     encoder: EncoderRecord | None
     templates: list[str]
     digests: list[str]
     source: Source | None = None
+    files: dict[str, Any] | None = None
 
 
 def train(
@@ -89,7 +91,7 @@ def train(
     """Train a method on a data set.
 
     Args:
-        data: an image folder, a CoOp split file or a feature file.
+        data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         config: what to do.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
@@ -104,9 +106,9 @@ def train(
         ConfigError: if an option, the model or the checkpoint cannot be used, or the training diverges.
     """
     reporter = reporter or SilentReporter()
-    root = None if config.image_root is None else Path(config.image_root)
-    dataset = select_classes(load_dataset(data, root), config.classes)
-    episode = draw_episode(dataset, config.shots, config.seed)
+    dataset = config.dataset(data)
+    episode = draw_episode(dataset, config.shots, config.seed, exact=config.exact_shots)
+    warn_of_few(dataset, config.shots, reporter)
 
     start = time.perf_counter()
     if isinstance(dataset, FeatureDataset):
@@ -146,6 +148,8 @@ def train(
         templates=support.templates,
         logit_scale=support.logit_scale,
         num_support=len(support.labels),
+        class_counts=np.bincount(support.labels, minlength=len(dataset.class_names)).tolist(),
+        files=support.files,
         support_digests=support.digests,
         selection=estimator.selection_record(),
         params=estimator.get_params(),
@@ -164,6 +168,20 @@ def _as_classified(support: _Support) -> NDArray[np.float32]:
     directions = unit(features, "features")
     rows = directions if directions.ndim == 2 else unit(directions.mean(axis=1), "features")
     return rows.astype(np.float32)
+
+
+def warn_of_few(dataset: ImageDataset | FeatureDataset, shots: int | None, reporter: Reporter) -> None:
+    """Say which classes have fewer samples than were asked for, and so give all they have."""
+    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.class_names))
+    few = [
+        f"{name!r} ({count})" for name, count in zip(dataset.class_names, counts, strict=True) if count < (shots or 0)
+    ]
+    if few:
+        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+        reporter.warn(
+            f"{len(few)} of {len(counts)} classes have fewer than {shots} images and give all they have: "
+            f"{', '.join(few[:10])}{more}; --exact-shots refuses them"
+        )
 
 
 def check_takes_features(method: str) -> None:
@@ -282,9 +300,14 @@ def _image_support(
     templates = resolve_templates(config.templates)
     source_augmentation(config)  # a wrong option is told before anything is read
     train_split = dataset.split("train")
+    dataset.skipped.check(strict=config.strict)
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
-    for path, reason in damaged:
-        reporter.warn(f"skipped {path}: {reason}")
+    skipped = skipped_in_all(dataset, "train", damaged, reporter.warn, strict=config.strict)
+    drawn = set(episode.indices)
+    others = [sample.path for position, sample in enumerate(train_split) if position not in drawn]
+    skipped.add(NOT_DRAWN, others[0] if others else "", len(others))
+    for note in dataset.notes:
+        reporter.warn(note)
     join_processes(resolve_device(config.device))  # each its card, before a model is loaded
     base = load_encoder(config.backbone, config.pretrained, config.device)
     texts = ClassTexts(
@@ -297,6 +320,8 @@ def _image_support(
         texts = replace(texts, embeddings=source.class_embeddings_)
         encoder = tuned_for(estimator, source, base, texts)
     plain, views = support_features(estimator, encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+    for line in support_warnings(samples, known.digests, plain, dataset.class_names):
+        reporter.warn(line)
     return _Support(
         features=views,
         plain=plain,
@@ -313,6 +338,7 @@ def _image_support(
         templates=list(templates),
         digests=list(known.digests),
         source=source,
+        files=file_account(len(samples), skipped),
     )
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
+import warnings
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastfsl.errors import DataError, ResourceError, ShapeError, memory_error, resource_error
+from fastfsl.images.file_objects import read_object
+from fastfsl.images.grey_levels import eight_bits
+from fastfsl.images.heif import is_heif, load_heif
+from fastfsl.images.limits import MAX_FILE_BYTES, MAX_PIXELS
+from fastfsl.images.locations import advice_on_missing, is_address
 from fastfsl.images.pillow import load_formats, pillow
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
+    class FileObject(Protocol):
+        """An open binary file, `io.BytesIO`, or whatever else has bytes to read."""
 
-# Where Pillow begins to warn, at its default settings. In Pillow a pixel takes 4 bytes, a progressive JPEG's
-# coefficients 6 more, and a picture that is turned is there twice: less than 1 GB in all.
-MAX_PIXELS = 89_478_485
+        def read(self, size: int = ..., /) -> bytes:
+            """At most so many bytes; none at the end."""
 
-# Of an image file, which is held beside its pixels: an uncompressed RGB picture of so many pixels has as much.
-MAX_FILE_BYTES = 256 * 2**20
+    ImageSource = (
+        str | os.PathLike[str] | bytes | bytearray | memoryview | FileObject | Image.Image | np.ndarray[Any, Any]
+    )
 
 # Decoders that hold a picture several times over, at up to 16 bytes a pixel.
 _GREEDY_FORMATS = ("WEBP", "JPEG2000", "AVIF")
@@ -36,7 +43,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 _EXIF_ORIENTATION = 0x0112
-_STRIP_PIXELS = 2**20
+# Where a picture's info may hold its orientation.
+_EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type xmp")
 # The most that a picture takes while it is decoded, and what the rest of the process may be about to take.
 _BYTES_PER_PIXEL, _SPARE_BYTES = 16, 64 * 2**20
 # A PIL image that was opened but not decoded yet is decoded in place, and may be handed over twice.
@@ -85,8 +93,9 @@ def open_image(source: ImageSource) -> Image.Image:
     """Decode one image completely, upright and in a mode that open_clip's transform treats well.
 
     Args:
-        source: path of an image file; the bytes of one; a PIL image; or a uint8 array of shape (H, W), (H, W, 1),
-            (H, W, 3: RGB) or (H, W, 4: RGBA). The content decides the format, never the file name.
+        source: path of an image file; the bytes of one; a file open for reading bytes, such as `io.BytesIO`, which is
+            read whole and put back where it stood; a PIL image; or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3:
+            RGB) or (H, W, 4: RGBA). The content decides the format, never the file name.
 
     Returns:
         A PIL image in mode L, LA, RGB or RGBA: the table of ``fastfsl.images`` says which. It may be the image that was
@@ -102,7 +111,7 @@ def open_image(source: ImageSource) -> Image.Image:
     name = source_name(source)
     try:
         image, encoded = open_header(source, name)
-        return plain_mode(upright(load_pixels(image, name)) if encoded else image, name)
+        return plain_mode(upright(load_pixels(image, name) if encoded else image), name)
     except MemoryError as error:  # while it is turned or converted
         raise memory_error(f"read the image {name}") from error
 
@@ -116,16 +125,35 @@ def open_header(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
     # Before any file is open: Pillow passes over a format whose module cannot be imported for want of a file handle.
     load_formats()
     if isinstance(source, str | os.PathLike):
+        if is_address(name) and not os.path.lexists(name):  # a Path would make one slash of two
+            raise DataError(f"{name}: no such image file{advice_on_missing(name)}")
         return _identify(_read(Path(source)), name), True
     if isinstance(source, bytes | bytearray | memoryview):
         return _identify(bytes(source), name), True
     if isinstance(source, image_module.Image):
         _check_size(source, name)
         with _decoding_in_place:
-            return load_pixels(source, name), False
+            image = load_pixels(source, name)
+            _warn_of_derived(image, name)
+        return image, False
     if hasattr(source, "__array_interface__"):
         return _from_array(source, name), False
-    raise DataError(f"{name}: expected a path, image bytes, a PIL image or a uint8 array (H, W, 3)")
+    if hasattr(source, "read"):
+        return _identify(read_object(source, name), name), True
+    raise DataError(f"{name}: expected a path, image bytes, a file object, a PIL image or a uint8 array (H, W, 3)")
+
+
+def _warn_of_derived(image: Image.Image, name: str) -> None:
+    """Say that an image is turned which its user may have turned already: Pillow leaves the tag on all but its own."""
+    if hasattr(image, "tile"):  # opened from a file, and as it is there
+        return
+    turned = orientation(image)
+    if turned != 1:
+        warnings.warn(
+            f"{name}: it carries EXIF orientation {turned} and is turned upright; if that was done before, use "
+            "PIL.ImageOps.exif_transpose, which removes the tag",
+            stacklevel=2,
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -143,7 +171,7 @@ def _read(path: Path) -> bytes:
                 )
             return file.read(size)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path}: no such image file") from error
+        raise DataError(f"{path}: no such image file{advice_on_missing(str(path))}") from error
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path; DataError is one too
         if isinstance(error, DataError):
             raise
@@ -167,8 +195,11 @@ def _identify(data: bytes, name: str) -> Image.Image:
     if not data:
         raise DataError(f"{name}: the file is empty; expected an image")
     formats = tuple(format_ for format_ in FORMATS if format_ in image_module.OPEN)
+    heif = is_heif(data)
+    if heif:
+        load_heif(name)
     try:
-        image: Image.Image = image_module.open(io.BytesIO(data), formats=formats)
+        image: Image.Image = image_module.open(BytesIO(data), formats=("HEIF",) if heif else formats)
     except image_module.UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or damaged; fastfsl reads {', '.join(formats)}") from error
     except image_module.DecompressionBombError as error:
@@ -187,7 +218,8 @@ def _check_size(image: Image.Image, name: str) -> None:
     most = MAX_PIXELS
     if image.format in _GREEDY_FORMATS:
         most = MAX_PIXELS // 2
-    elif image.mode == "CMYK":  # 12 bytes a pixel: of a progressive JPEG, or as it was, turned, and in RGB
+    # 12 bytes a pixel: a CMYK picture of a progressive JPEG, or as it was, turned, and in RGB; a HEIC with its planes.
+    elif image.mode == "CMYK" or image.format == "HEIF":
         most = MAX_PIXELS * 3 // 4
     if width * height > most:
         raise _too_large(name, width, height, most)
@@ -258,7 +290,12 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
         8: transpose.ROTATE_90,
     }
     operation = operations.get(orientation)
-    return image if operation is None else image.transpose(operation)
+    if operation is None:
+        return image
+    turned = image.transpose(operation)
+    for key in _EXIF_KEYS:  # Pillow keeps them, and whoever is given the picture would turn it again
+        turned.info.pop(key, None)
+    return turned
 
 
 def plain_mode(image: Image.Image, name: str) -> Image.Image:
@@ -270,7 +307,7 @@ def plain_mode(image: Image.Image, name: str) -> Image.Image:
             del image.info["transparency"]
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _high_byte(image)
+        return eight_bits(image)
     target = _CONVERSIONS.get(image.mode)
     if target is None:
         raise DataError(f"{name}: images of mode {image.mode} have no agreed range; save it as 8-bit RGB or grey")
@@ -282,19 +319,6 @@ def plain_mode(image: Image.Image, name: str) -> Image.Image:
         raise _machine_fault(error, name) or DataError(
             f"{name}: mode {image.mode} cannot be converted to {target} ({error})"
         ) from error
-
-
-def _high_byte(image: Image.Image) -> Image.Image:
-    import numpy as np
-
-    # Row by row in strips: numpy's copies of all of it would take several times the picture's memory.
-    values = np.empty((image.height, image.width), np.uint8)
-    step = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, step):
-        strip = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
-        values[top : top + step] = strip.astype(np.int64).clip(0, 65535) >> 8
-    grey: Image.Image = pillow().fromarray(values)
-    return grey
 
 
 def _from_array(source: object, name: str) -> Image.Image:

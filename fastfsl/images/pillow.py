@@ -57,6 +57,21 @@ def load_formats() -> None:
         _loaded.append(True)
 
 
+def load_optional(name: str) -> ModuleType | None:
+    """A module that reads one more format; None where it is not installed or cannot be imported.
+
+    Raises:
+        ResourceError: the machine has no file handles or memory left to import it.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, OSError, MemoryError) as error:
+        fault = _shortage(error, name)
+        if fault is not None:
+            raise fault from error
+        return None
+
+
 def _shortage(error: BaseException, module: str) -> ResourceError | None:
     if isinstance(error, ImportError):
         short = any(reason in str(error) for reason in _SHORTAGES)

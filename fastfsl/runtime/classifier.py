@@ -232,7 +232,8 @@ class Classifier:
         """Classify images.
 
         Args:
-            images: one image or any number: paths, bytes of image files, PIL images, uint8 arrays (H, W, 3).
+            images: one image or any number: paths, bytes of image files, open files, PIL images, or uint8 arrays of
+                shape (H, W, 3).
             top_k: classes per image; more than there are means all.
             on_error: "raise" on the first unreadable image, or "mark" its prediction with the error and go on.
 

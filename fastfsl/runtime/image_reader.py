@@ -209,7 +209,7 @@ def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what 
         return [images]
     if isinstance(images, np.ndarray):
         return images if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not hasattr(images, "tobytes"):
+    if isinstance(images, Iterable) and not hasattr(images, "tobytes") and not hasattr(images, "read"):
         return images
     return [images]
 

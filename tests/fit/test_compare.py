@@ -406,8 +406,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_fitted(run, fits,
 
 def test_more_shots_than_a_class_has(run, fits):
     with pytest.raises(DataError, match="at most 6"):
-        run(shots=(1, 7))
+        run(shots=(1, 7), config=TrainConfig(exact_shots=True))
     assert not fits
+    assert {cell.spec.shots for cell in run(shots=(1, 7)).cells} == {1, 7}
 
 
 def test_a_split_that_is_not_there(run, fits):

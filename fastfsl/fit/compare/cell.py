@@ -113,7 +113,7 @@ class Cell(BaseModel):
             DataError: it is damaged, or not the cell of `spec`.
         """
         try:
-            cell = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            cell = cls.model_validate_json(path.read_text(encoding="utf-8-sig"))
             bits = cell.right_bits()
         except (OSError, ValidationError, ValueError) as error:
             raise resource_error(error, f"read {path}") or DataError(

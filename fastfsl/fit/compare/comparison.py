@@ -51,7 +51,7 @@ def compare(
     The test split's labels are read to score, never before: nothing fitted or chosen sees them.
 
     Args:
-        data: an image folder, a CoOp split file or a feature file.
+        data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         methods: names of the registry; default those on frozen features but `SLOW`. Of methods that tune the encoder
             (images only) those with the same source and options share its training: `mps` and `mps+fma`.
         shots: samples a class; None stands for all there are.
@@ -62,8 +62,8 @@ def compare(
         out: folder that keeps finished cells and the progress of a tuning, and in the end the results; cells that it
             holds already are not computed again. None keeps nothing.
         force: compute them again nevertheless.
-        config: its device, its classes, and for images its backbone, pretrained, templates, num_views, augmentation
-            and image_root are used.
+        config: its device, its classes, whether shots are exact, and for images its backbone, pretrained, templates,
+            num_views, augmentation and how the data are read are used.
         reporter: hears of progress and warnings.
         cache_dir: where features of images are kept; by default the user's cache folder.
 
@@ -87,9 +87,16 @@ def compare(
         data, names, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir
     )
     looked_over = audit(
-        pool.class_names, pool.train.as_classified, pool.train.labels, pool.test.features, pool.test.labels
+        pool.class_names,
+        pool.train.as_classified,
+        pool.train.labels,
+        pool.test.features,
+        pool.test.labels,
+        train_items=pool.train_items,
+        test_items=pool.test_items,
     )
-    for warning in looked_over.warnings():
+    findings = (*pool.notes, *looked_over.warnings())
+    for warning in findings:
         reporter.warn(warning)
     specs = [
         CellSpec(method=name, **resolved[name], shots=number, seed=seed, device=device)
@@ -102,7 +109,7 @@ def compare(
         rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
         failures=tuple(failures),
-        warnings=tuple(looked_over.warnings()),
+        warnings=findings,
         data={
             "path": str(data),
             "classes": config.classes,
@@ -111,6 +118,7 @@ def compare(
             "class_counts": list(looked_over.class_counts),
             "split": split,
             "num_test": len(pool.test.labels),
+            "files": pool.files,
         },
         settings={
             "methods": {name: _in_sections(name, **resolved[name]) for name in names},
