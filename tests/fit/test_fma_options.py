@@ -79,9 +79,10 @@ def test_the_support_alone_needs_no_texts(fit, problem):
 
 
 @pytest.mark.parametrize("text_samples", [None, 8.0])
-def test_nothing_else_does_without_texts(problem, text_samples):
-    with pytest.raises(ConfigError, match="text_samples 0"):
-        FlowMatchingAlignment(text_samples=text_samples).fit(problem.features, problem.labels, None)
+def test_without_texts_the_support_alone_decides(fit, problem, text_samples):
+    without = FlowMatchingAlignment(**BRIEF, text_samples=text_samples).fit(problem.features, problem.labels)
+    expected = fit(text_samples=0).decision_function(problem.test_features)
+    np.testing.assert_allclose(without.decision_function(problem.test_features), expected, atol=1e-3)
 
 
 def test_the_discriminative_term_tells_classes_apart(fit, problem):
