@@ -112,9 +112,8 @@ class FromLogits(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002  # scikit-learn's signature
         """The constructor's parameters; class embeddings with a gradient without it, so that they can be copied."""
         params: dict[str, Any] = super().get_params(deep)
-        embeddings = params.get("class_embeddings")
-        if getattr(embeddings, "requires_grad", False):
-            params["class_embeddings"] = embeddings.detach()
+        if "class_embeddings" in params:
+            params["class_embeddings"] = _detached(params["class_embeddings"])
         return params
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -155,6 +154,17 @@ class FromLogits(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # 
         if classes.shape != (num_classes,):
             raise DataError(f"expected {num_classes} classes, got {classes.shape}: train it again")
         self.classes_ = classes
+
+
+def _detached(values: Any) -> Any:  # noqa: ANN401  # whatever class embeddings may be
+    """The same object, or, of tensors that require a gradient, a copy that does not: torch copies no others."""
+    if getattr(values, "requires_grad", False):
+        return values.detach()
+    if isinstance(values, Mapping) and any(getattr(value, "requires_grad", False) for value in values.values()):
+        return {key: _detached(value) for key, value in values.items()}
+    if isinstance(values, list | tuple) and any(getattr(value, "requires_grad", False) for value in values):
+        return [_detached(value) for value in values]
+    return values
 
 
 def _are_indices(classes: NDArray[Any]) -> bool:

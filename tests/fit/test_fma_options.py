@@ -188,6 +188,7 @@ def test_other_solvers_predict_and_are_not_deployed(fit, plain, problem, solver)
         deployment(estimator)
 
 
+@pytest.mark.filterwarnings("ignore::fastfsl.arrays.LogitScaleWarning")
 @pytest.mark.parametrize("exits", [{"exit_margin": 1.0}, {"exit_velocity": 1e-12}])
 def test_samples_that_do_not_exit_take_every_step(fit, problem, exits):
     # at this scale no probability reaches 1

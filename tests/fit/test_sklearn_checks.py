@@ -1,5 +1,7 @@
 """scikit-learn's own checks of every estimator."""
 
+from typing import Any
+
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -17,7 +19,7 @@ from fastfsl import (
     ZeroShot,
 )
 
-BRIEF = {"num_blocks": 1, "updates": 4, "batch_size": 64, "learning_rate": 3e-3, "num_folds": 2}
+BRIEF: dict[str, Any] = {"num_blocks": 1, "updates": 4, "batch_size": 64, "learning_rate": 3e-3, "num_folds": 2}
 ESTIMATORS = [
     Auto(components=("gda", "fma")),
     FlowMatchingAlignment(**BRIEF, num_steps=2),
