@@ -112,7 +112,7 @@ def test_whatever_holds_numbers_is_taken(values):
         (torch.eye(2).to_sparse(), ShapeError, "array of numbers"),
         (torch.ones(2, 2, device="meta"), ShapeError, "array of numbers"),
         (torch.ones(2, 2, dtype=torch.complex64), ShapeError, "Complex data not supported"),
-        (np.ma.masked_array(np.eye(2), mask=np.eye(2)), ShapeError, "masked values"),
+        (np.ma.masked_array(np.eye(2), mask=np.eye(2, dtype=np.bool_)), ShapeError, "masked values"),
         (np.array([[{}]]), DTypeError, "argument must be .* string.* number"),
         (np.array([["a"]], object), ShapeError, "got texts"),
         (np.ones((3, 0)), ShapeError, r"0 feature\(s\) \(shape=\(3, 0\)\)"),

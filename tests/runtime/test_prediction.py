@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,12 @@ def test_a_prediction_is_json():
 
 
 def test_numbers_of_numpy_become_pythons():
-    given = Prediction(tuple(np.array(["a", "b"])), tuple(np.array([0.75, 0.25], np.float32)), known=np.bool_(True))
+    fields: dict[str, Any] = {
+        "labels": tuple(np.array(["a", "b"])),
+        "probabilities": tuple(np.array([0.75, 0.25], np.float32)),
+        "known": np.bool_(True),
+    }
+    given = Prediction(**fields)
     assert json.loads(json.dumps(given)) == {
         "labels": ["a", "b"],
         "probabilities": [0.75, 0.25],
