@@ -64,6 +64,10 @@ class ShapeError(FastFSLError, ValueError):
     """An array or tensor has the wrong shape or dtype."""
 
 
+class DTypeError(ShapeError, TypeError):
+    """An array holds something that is no number."""
+
+
 class BundleError(FastFSLError):
     """A bundle, plan or run folder is incomplete, altered or of an unknown format."""
 

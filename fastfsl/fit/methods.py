@@ -22,6 +22,9 @@ DEFAULT_METHOD = "auto"
 # Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
 RESERVED = ("logit_scale", "seed", "device", "normalized")
 
+# A parameter of every estimator for scikit-learn's meta-estimators, and data: no option, and in no record.
+_DATA = "class_embeddings"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -50,7 +53,7 @@ class Method:
         """Types of its own parameters by name."""
         cls = self.implementation
         types = get_type_hints(cls.__init__)
-        return {name: types[name] for name in inspect.signature(cls).parameters if name not in RESERVED}
+        return {name: types[name] for name in inspect.signature(cls).parameters if name not in (*RESERVED, _DATA)}
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
@@ -251,6 +254,16 @@ def _made(method: Method, params: Mapping[str, Any] | None, given: Mapping[str, 
     cls = method.implementation
     taken = inspect.signature(cls).parameters
     return cls(**own, **{key: value for key, value in given.items() if key in taken})
+
+
+def recorded_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's parameters without its data: what a run keeps."""
+    return {name: value for name, value in params.items() if name != _DATA}
+
+
+def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's or a source's parameters without those that are given by who makes it."""
+    return {name: value for name, value in params.items() if name not in (*RESERVED, _DATA)}
 
 
 def check_names(given: Collection[str], known: Collection[str], method: str) -> None:

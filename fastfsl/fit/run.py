@@ -37,7 +37,7 @@ from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.deployment import Deployment, deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.methods import RESERVED, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.methods import find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.mps import MPS
 from fastfsl.fit.source import ClassTexts, Source
 from fastfsl.fit.text_readout import TextReadout
@@ -172,7 +172,7 @@ class Run:
             encoder: called for the encoder as it was before the training, if the classes depend on the image.
         """
         if self.source is None or not self.is_conditional:
-            return self.estimator.decision_function(features)
+            return self.estimator.logits(features)
         return self.source.conditional_logits(encoder(), self._texts(self.source), features)
 
     def probabilities(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
@@ -292,7 +292,7 @@ def tuned_for(
 def _unfitted(record: RunRecord, device: str) -> Estimator:
     """The run's estimator as it was before its fit."""
     method = record.config.method
-    own = typed_params(find_method(method), _own(record.params))
+    own = typed_params(find_method(method), own_params(record.params))
     return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
 
 
@@ -303,7 +303,7 @@ def _source(record: RunRecord, folder: Path) -> Source | None:
         if method is not None or record.source is not None:
             raise BundleError(f"{RUN_FILE} and its method {record.config.method!r} disagree on a tuned encoder")
         return None
-    own = typed_params(method, _own(record.source.params))
+    own = typed_params(method, own_params(record.source.params))
     source = make_source(record.config.method, own, seed=record.config.seed)
     if source is not None:
         source.restore(load_file(folder / SOURCE_FILE), record.source.selection)
@@ -311,14 +311,10 @@ def _source(record: RunRecord, folder: Path) -> Source | None:
     return source
 
 
-def _own(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name not in RESERVED}
-
-
 def _check_consistent(record: RunRecord, estimator: Estimator) -> None:
     """Refuse a record that does not describe the arrays beside it."""
     try:
-        num_classes = estimator.decision_function(np.ones((1, record.embed_dim))).shape[1]
+        num_classes = estimator.logits(np.ones((1, record.embed_dim))).shape[1]
     except ShapeError as error:
         raise BundleError(f"{RUN_FILE} and {MODEL_FILE} disagree on embed_dim: {error}") from error
     for what, expected, found in (

@@ -29,7 +29,7 @@ from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_fe
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import find_source, recorded_params
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import (
     EncoderRecord,
@@ -152,7 +152,7 @@ def train(
         files=support.files,
         support_digests=support.digests,
         selection=estimator.selection_record(),
-        params=estimator.get_params(),
+        params=recorded_params(estimator.get_params()),
         num_parameters=estimator.num_parameters_ + (0 if source is None else source.num_parameters_),
         feature_seconds=feature_seconds,
         train_seconds=estimator.train_seconds_ + (0.0 if source is None else source.train_seconds_),

@@ -5,6 +5,7 @@ from scipy.linalg import solve
 
 from fastfsl.heads.base import Head
 from fastfsl.heads.blending import Candidate, Selection, select
+from fastfsl.heads.classes import ClassEmbeddings
 from fastfsl.heads.form import LinearForm
 from fastfsl.heads.nearest_mean import class_means
 from fastfsl.heads.support import Array, Labels, Support
@@ -29,14 +30,23 @@ class GDA(Head):
         logit_scale: scale of the zero-shot cosines that a is drawn to; None means 100.
         num_folds: cross-validation folds at most.
         seed: seed of the folds.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Source: "A hard-to-beat baseline for training-free CLIP-based adaptation" (arXiv 2402.04087).
     """
 
-    def __init__(self, *, logit_scale: float | None = None, num_folds: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        logit_scale: float | None = None,
+        num_folds: int = 4,
+        seed: int = 0,
+        class_embeddings: ClassEmbeddings = None,
+    ) -> None:
         self.logit_scale = logit_scale
         self.num_folds = num_folds
         self.seed = seed
+        self.class_embeddings = class_embeddings
 
     def _fit(self, support: Support) -> tuple[LinearForm, Selection]:
         folds = self._folds(support)

@@ -12,6 +12,7 @@ import torch
 from fastfsl import bundle
 from fastfsl.errors import BundleError
 from fastfsl.export.bundle_writer import export_run
+from fastfsl.export.parity import logit_parity
 from fastfsl.export.readout import deployed_readout, has_flow
 from fastfsl.fit.config import load_config
 from fastfsl.fit.deployment import Deployment, deployment
@@ -19,7 +20,7 @@ from fastfsl.fit.methods import METHODS
 from fastfsl.fit.run import Run
 from fastfsl.fit.train import train
 from fastfsl.flow import VelocityField, build_plan, euler, normalize
-from fastfsl.heads import KernelForm, LinearForm
+from fastfsl.heads import GDA, KernelForm, LinearForm
 from fastfsl.runtime import Classifier
 
 CLASSES, DIM, SCALE = 4, 16, 40.0
@@ -263,6 +264,15 @@ def test_a_deployment_that_computes_something_else_is_not_written(export, tmp_pa
     with pytest.raises(BundleError, match="not the estimator's"):
         export(Other(forms=(LINEAR, KERNEL)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_classes_are_compared_by_their_one_decision():
+    rng = np.random.default_rng(0)
+    estimator = GDA().fit(_unit(rng.normal(size=(8, DIM))), np.arange(8) % 2, _unit(rng.normal(size=(2, DIM))))
+    assert estimator.decision_function(_features()).ndim == 1
+    deployed = deployment(estimator)
+    report = logit_parity(estimator, deployed, None, deployed_readout(deployed))
+    assert report["max_probability_error"] < 1e-5
 
 
 def test_values_that_cancel_survive_the_export(export):

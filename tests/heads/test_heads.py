@@ -121,7 +121,7 @@ def test_one_class_and_extreme_lengths_and_equal_samples(make_problem, head):
         ({"features": np.zeros((30, 12))}, DataError, "zero vector in row 0"),
         ({"features": np.full((30, 12), np.nan)}, DataError, "row 0.*remove or repair"),
         ({"labels": np.zeros(29, dtype=int)}, ShapeError, r"labels \(30,\)"),
-        ({"labels": np.zeros(30)}, DataError, "integer labels"),
+        ({"labels": np.full(30, 0.5)}, DataError, "integer labels"),
         ({"labels": np.arange(30)}, DataError, r"labels in 0\.\.4"),
         ({"labels": np.arange(30) % 4}, DataError, "sample of every class, got none of 4"),
         ({"class_embeddings": np.ones((5, 2, 12))}, ShapeError, r"class_embeddings \(rows, d\)"),

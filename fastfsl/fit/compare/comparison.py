@@ -22,7 +22,7 @@ from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
 from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.compare.tunings import Tunings
 from fastfsl.fit.config import TrainConfig, method_params
-from fastfsl.fit.methods import METHODS, RESERVED, SOURCES, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
 
@@ -197,9 +197,7 @@ def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
-    return {
-        part: {key: value for key, value in values.items() if key not in RESERVED} for part, values in every.items()
-    }
+    return {part: own_params(values) for part, values in every.items()}
 
 
 def _in_sections(name: str, params: dict[str, Any], source_params: dict[str, Any]) -> dict[str, Any]:
