@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from PIL import Image
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
 from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError
+from fastfsl.fit.checkpoint import Checkpoint, _read
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
 from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
@@ -21,7 +23,7 @@ from fastfsl.fit.mps import MPS, RECIPES, hold_out
 from fastfsl.fit.protocols import base_to_new, evaluate_domain_shift, evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.source import ClassTexts
-from fastfsl.fit.train import encode_plain, encode_support, train
+from fastfsl.fit.train import SilentReporter, encode_plain, encode_support, train
 
 CLASSES, SHOTS = 3, 4
 FLAGS = {
@@ -345,10 +347,54 @@ def test_a_stopped_training_goes_on_from_nothing_but_itself(digits, tmp_path, mo
     features = fingerprint("clip-adapter")
     assert features == fingerprint("clip-adapter")
     assert features != fingerprint("clip-adapter", num_views=1)
+    for option, value in {"drop_last": False, "schedule": "update", "final_rate": 1e-6}.items():
+        assert features != fingerprint("clip-adapter", **{option: value})
+    assert fingerprint("lora") != fingerprint("lora", scaling="rank")
     pixels = fingerprint("mps")
     monkeypatch.setattr("fastfsl.fit.train.load_encoder", otherwise_prepared)
     assert pixels != fingerprint("mps")
     assert features != fingerprint("clip-adapter")
+
+
+def test_a_training_begun_under_the_old_rules_starts_over(digits, tmp_path):
+    """A checkpoint from when the last batch was kept and the rate fell by update is never gone on from."""
+
+    def trained_with(checkpoints, warnings, **options):
+        config = load_config(flags={"method": "clip-adapter", **FLAGS, **options})
+        reporter = SilentReporter()
+        reporter.warn = warnings.append
+        cache = digits.parent / "cache"
+        source = train(digits, config, reporter=reporter, cache_dir=cache, checkpoints=checkpoints).source
+        assert source is not None
+        return source.state()
+
+    warnings: list[str] = []
+    old = trained_with(tmp_path, warnings, drop_last=False, schedule="update")
+    path = tmp_path / "tuning" / "checkpoint.safetensors"
+    state, fingerprint = _read(path)
+    young = ("drop_last", "schedule", "final_rate")  # the options that were not there, and so not written
+    for part in ("options", "recipe"):
+        fingerprint[part] = {name: value for name, value in fingerprint[part].items() if name not in young}
+    del fingerprint["batches"]
+    Checkpoint(path.parent, fingerprint).save(state)
+    assert not warnings
+
+    found = trained_with(tmp_path, warnings)
+    (warning,) = warnings
+    assert re.search(r"of another training \(batches, options, recipe changed\): starting over", warning)
+    fresh = trained_with(None, warnings)
+    assert all(np.array_equal(found[name], fresh[name]) for name in fresh)
+    assert any(not np.array_equal(old[name], fresh[name]) for name in fresh)
+
+
+@pytest.mark.parametrize(("method", "kept"), [("mps", False), ("coop", False), ("clip-adapter", False), ("lora", True)])
+def test_the_published_recipes_drop_a_smaller_last_batch_but_clip_loras(trained, method, kept):
+    """12 images in batches of 8: one update an epoch, or two. The rule is an option, and the run records it."""
+    run = trained(method, **({"learning_rate": 1e-3} if method == "coop" else {}))
+    assert run.record.source is not None
+    params = run.record.source.params
+    assert params["drop_last"] is not kept
+    assert (params["schedule"], params["final_rate"]) == (("update", 1e-6) if kept else ("epoch", 0.0))
 
 
 def test_encoding_is_not_charged_to_the_training(digits, monkeypatch):
