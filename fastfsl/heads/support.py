@@ -18,6 +18,7 @@ class Support:
 
     Attributes:
         features: unit support vectors, (n, d).
+        views: unit features of the V views that each is the mean of, (n, V, d); V = 1 where there is no other.
         plain: unit features of the same samples as they will be classified, (n, d): what is held out.
         labels: class indices, (n,), ascending.
         class_embeddings: unit text features, (C, d).
@@ -25,6 +26,7 @@ class Support:
     """
 
     features: Array
+    views: Array
     plain: Array
     labels: Labels
     class_embeddings: Array
@@ -64,6 +66,9 @@ def check_support(
     plain = vectors if plain_features is None else unit_rows(plain_features, "plain_features")
     if plain.shape != vectors.shape:
         raise ShapeError(f"expected plain_features {vectors.shape}, one a sample, got {plain.shape}")
-    keys = [(int(label), row.tobytes(), own.tobytes()) for label, row, own in zip(targets, vectors, plain, strict=True)]
+    keys = [
+        (int(label), row.tobytes(), own.tobytes(), view.tobytes())
+        for label, row, own, view in zip(targets, vectors, plain, views, strict=True)
+    ]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-    return Support(vectors[order], plain[order], targets[order], embeddings, order)
+    return Support(vectors[order], views[order], plain[order], targets[order], embeddings, order)
