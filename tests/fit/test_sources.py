@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastfsl.cli.run_report import write_run_report
+from fastfsl.data import read_folder
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
 from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError
@@ -24,6 +27,7 @@ from fastfsl.fit.protocols import base_to_new, evaluate_domain_shift, evaluate_t
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.source import ClassTexts
 from fastfsl.fit.train import SilentReporter, encode_plain, encode_support, train
+from fastfsl.images import open_image
 
 CLASSES, SHOTS = 3, 4
 FLAGS = {
@@ -232,6 +236,29 @@ def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
     chosen = {"alignment_weight": run.source.alignment_weight_, "alpha": run.source.alpha_, "accuracy": best}
     assert chosen in found["candidates"]
     assert all(len(curve) == 2 for curve in found["accuracy_by_epoch"].values())
+
+
+def test_a_run_of_mps_tells_how_far_its_features_moved(trained, digits, tmp_path):
+    """The mean |S - S'| over the support, by the name of what it bounds, in the record and in the report."""
+    run = trained("mps")
+    assert run.record.source is not None
+    paths = tuple(sample.path for sample in read_folder(digits).split("train"))
+    base = base_encoder(run)
+    tuned, frozen = (
+        encoder.encode_images(torch.stack([base.transform(open_image(path)) for path in paths])).double()
+        for encoder in (run_encoder(run, alpha=1.0), base)
+    )
+    tuned = tuned / tuned.norm(dim=1, keepdim=True)
+    expected = float((tuned @ tuned.T - frozen @ frozen.T).abs().mean())
+    found = run.record.source.selection["gromov_wasserstein_bound"]
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert found > 0
+    run.save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    assert isinstance(loaded.source, MPS)
+    assert loaded.source.drift_ == found
+    write_run_report(tmp_path / "report.html", run)
+    assert "Gromov-Wasserstein bound" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_weight_is_chosen_for_the_training_that_is_judged(trained):
