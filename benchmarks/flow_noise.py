@@ -1,9 +1,9 @@
 """What the noise on FMA's path brings: `python -m benchmarks.flow_noise FILE... [--shots 4,16] [--seeds 2]`.
 
-The paper's flow (6 blocks, the class texts as targets, no other loss) with the paper's bridge, with the released code's
-interpolant and without noise, in a training of `UPDATES` updates: the published 200 epochs take hours on a CPU. The step
-count is chosen by two folds of the support; the test split is only reported. The interpolant's gamma is about as large
-as the bridge's noise on CLIP's features. benchmarks/results/flow_noise_FILE.json gets the rows.
+The paper's flow (6 blocks, the class texts as targets, no other loss) with the paper's bridge, with the released
+code's interpolant and without noise, in a training of `UPDATES` updates: the published 200 epochs take hours on a CPU.
+The step count is chosen by two folds of the support; the test split is only reported. The interpolant's gamma is about
+as large as the bridge's noise on CLIP's features. benchmarks/results/flow_noise_FILE.json gets the rows.
 """
 
 import argparse
