@@ -17,9 +17,10 @@ from fastfsl.data import read_folder, sample_episode
 from fastfsl.demo.digits import AUGMENTATION, TEMPLATES, write_digits
 from fastfsl.encoders import Augmentation, class_embeddings, extract_features, load_encoder
 from fastfsl.heads import GDA
+from fastfsl.heads.gda import Views
 
 SHOTS = (1, 2, 4, 16)
-VIEWS = ("mean", "always")
+VIEWS: tuple[Views, ...] = ("mean", "always")
 
 
 def main() -> None:

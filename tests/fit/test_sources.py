@@ -383,15 +383,23 @@ def test_a_stopped_training_goes_on_from_nothing_but_itself(digits, tmp_path, mo
     assert features != fingerprint("clip-adapter")
 
 
+class Heard(SilentReporter):
+    """Keeps the warnings."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        self.warnings = warnings
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
 def test_a_training_begun_under_the_old_rules_starts_over(digits, tmp_path):
     """A checkpoint from when the last batch was kept and the rate fell by update is never gone on from."""
 
     def trained_with(checkpoints, warnings, **options):
         config = load_config(flags={"method": "clip-adapter", **FLAGS, **options})
-        reporter = SilentReporter()
-        reporter.warn = warnings.append
         cache = digits.parent / "cache"
-        source = train(digits, config, reporter=reporter, cache_dir=cache, checkpoints=checkpoints).source
+        source = train(digits, config, reporter=Heard(warnings), cache_dir=cache, checkpoints=checkpoints).source
         assert source is not None
         return source.state()
 
