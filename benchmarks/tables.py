@@ -168,11 +168,12 @@ def tuning_table() -> str:
         for row in result["rows"]
     )
     step = _read("mps_step")
+    devices = "; ".join(dict.fromkeys(_device(result) for result in [*results, step]))
     note = (
         "1000 test scans, five seeds; drift is the mean |S - S'| of the Gram matrices of tuned and frozen features,\n"
         "an upper bound of their Gromov-Wasserstein distance.\n"
         f"A training step of `mps` (ViT-B/16 shapes, batch {step['batch']}, 2 views) takes {step['ratio']:.2f} of the "
-        f"time and {step['memory_ratio']:.2f} of the memory of the straightforward one.\n{_device(step)}."
+        f"time and {step['memory_ratio']:.2f} of the memory of the straightforward one.\n{devices}."
     )
     return "\n".join([*lines, "", note])
 
