@@ -32,7 +32,8 @@ def compare(
         str | None,
         typer.Option(
             help="Methods, with commas: those of `fastfsl train --help`. Methods that tune the encoder (mps, mps+fma) "
-            "take part only when they are named.  [default: all on frozen features but fma-paper and fma-released]"
+            "take part only when they are named.  [default: all on frozen features but fma-paper, fma-bridge and "
+            "fma-released]"
         ),
     ] = None,
     exclude: Annotated[str, typer.Option(help="Methods to leave out, with commas.")] = "",

@@ -42,6 +42,9 @@ def training_sections(run: "Run") -> "list[Section]":
         "seconds for features": record.feature_seconds,
         "seconds of training": record.train_seconds,
     }
+    drift = None if record.source is None else record.source.selection.get("gromov_wasserstein_bound")
+    if drift is not None:
+        figures["drift of the training images' features, a Gromov-Wasserstein bound"] = drift
     settings = {
         **record.config.model_dump(exclude={"params"}),
         **record.params,

@@ -44,7 +44,7 @@ AUGMENTATION: dict[str, Any] = {"scale": (0.6, 1.0), "ratio": (0.8, 1.25), "hori
 
 TUNING: dict[str, dict[str, Any]] = {
     "mps": {"epochs": 40, "learning_rate": 0.05, "alpha": 0.9, "alignment_weight": 1.5},
-    "lora": {"epochs": 40, "learning_rate": 5e-3},
+    "lora": {"epochs": 40, "learning_rate": 1e-2},
     "clip-adapter": {"learning_rate": 0.1},
     "coop": {"learning_rate": 0.1},
     "cocoop": {"learning_rate": 5e-4},

@@ -14,7 +14,7 @@ from fastfsl.arrays import check_logit_scale, check_width, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.flow_training import FlowRecipe, Precision, train_velocity_field
+from fastfsl.fit.flow_training import FlowRecipe, Precision, Warmup, train_velocity_field
 from fastfsl.fit.prototypes import assign_prototypes
 from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
 from fastfsl.flow.early_exit import check_exits, euler_early_exit
@@ -48,7 +48,8 @@ class FlowMatchingAlignment(FromLogits):
         batch_size: samples an update.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
-        warmup_epochs: linear warm-up, before the cosine.
+        warmup_epochs: warm-up, before the cosine.
+        warmup: `linear`, or as in the `released` code (see `FlowRecipe`).
         noise: path augmentation, `none`, `bridge` (the paper's) or `interpolant` (the released code's).
         noise_scale: its scale.
         times_per_batch: distinct times in a batch, shared among its samples; None draws one for each.
@@ -99,6 +100,7 @@ class FlowMatchingAlignment(FromLogits):
         learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
         warmup_epochs: int = 1,
+        warmup: Warmup = "linear",
         noise: Noise = "none",
         noise_scale: float = 1.0,
         times_per_batch: int | None = 16,
@@ -126,6 +128,7 @@ class FlowMatchingAlignment(FromLogits):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.warmup = warmup
         self.noise = noise
         self.noise_scale = noise_scale
         self.times_per_batch = times_per_batch

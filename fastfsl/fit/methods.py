@@ -35,12 +35,15 @@ class Method:
         path: module and class, `module:Class`.
         summary: one line for the user, with the source.
         preset: parameters that the method pins; whoever names one of them wins over the preset.
+        before: parameters younger than the run's format, as they were before there was a choice: what a run that does
+            not record them was trained with.
     """
 
     name: str
     path: str
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def implementation(self) -> type[Any]:
@@ -58,7 +61,11 @@ class Method:
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
 
-# What both presets share. Both choose the step count on the support (the released code does on the test set).
+# What a run that does not record how it was trained was trained with.
+_FMA_BEFORE = {"warmup": "linear"}
+_SOURCE_BEFORE = {"schedule": "update", "final_rate": 0.0, "drop_last": False}
+
+# What all presets share. They choose the step count on the support (the released code does on the test set).
 _PUBLISHED = {
     "max_steps": 10,
     "epochs": 200,
@@ -104,25 +111,45 @@ METHODS: dict[str, Method] = {
             "fastfsl.heads:TipAdapterF",
             "the same with trained keys (Tip-Adapter-F, arXiv 2207.09519)",
         ),
-        Method("gda", "fastfsl.heads:GDA", "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)"),
+        Method(
+            "gda",
+            "fastfsl.heads:GDA",
+            "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)",
+            before={"views": "mean"},
+        ),
         Method("proker", "fastfsl.heads:ProKeR", "kernel ridge regression about zero-shot (ProKeR, arXiv 2501.11175)"),
         Method(
             "lp++",
             "fastfsl.heads:LPPlusPlus",
             "linear probe blended with the class texts (LP++, arXiv 2404.02285)",
         ),
-        Method("fma", _FMA, "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)"),
+        Method(
+            "fma",
+            _FMA,
+            "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)",
+            before=_FMA_BEFORE,
+        ),
         Method(
             "fma-paper",
             _FMA,
-            "the flow as published: 6 blocks, 200 epochs; `noise: bridge` adds its noise (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0},
+            "the flow as published, without its noise: 6 blocks, 200 epochs (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
+        ),
+        Method(
+            "fma-bridge",
+            _FMA,
+            "the flow as published, with its noise, a bridge to the class text (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "bridge", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
         ),
         Method(
             "fma-released",
             _FMA,
-            "the flow as in the authors' code: 12 blocks, no noise unless noise_scale is set (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0},
+            "the flow as in the authors' code: 12 blocks, its own warm-up, no noise unless noise_scale is set "
+            "(FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0, "warmup": "released"},
+            _FMA_BEFORE,
         ),
     )
 }
@@ -133,7 +160,12 @@ _MPS = "fastfsl.fit.mps:MPS"
 SOURCES: dict[str, Method] = {
     source.name: source
     for source in (
-        Method("mps", _MPS, "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)"),
+        Method(
+            "mps",
+            _MPS,
+            "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "mps-paper",
             _MPS,
@@ -141,29 +173,41 @@ SOURCES: dict[str, Method] = {
             {
                 "alpha": 0.3,
                 "learning_rate": 0.002,
+                "schedule": "epoch",
+                "final_rate": 0.0,
                 "weight_decay": 5e-4,
                 "warmup_epochs": 1,
+                "drop_last": True,
                 "sculpting_weight": 0.1,
                 "align": "both",
                 "gram": "l1",
                 "text_norm": False,
             },
+            _SOURCE_BEFORE,
         ),
         Method(
             "lora",
             "fastfsl.fit.peft_sources:LoRASource",
             "low-rank updates of both towers' attention (CLIP-LoRA, arXiv 2405.18541)",
+            before={**_SOURCE_BEFORE, "scaling": "rank"},
         ),
         Method(
             "clip-adapter",
             "fastfsl.fit.peft_sources:AdapterSource",
             "a small network on the image features (CLIP-Adapter, arXiv 2110.04544)",
+            before=_SOURCE_BEFORE,
         ),
-        Method("coop", "fastfsl.fit.peft_sources:CoOpSource", "learned prompts (CoOp, arXiv 2109.01134)"),
+        Method(
+            "coop",
+            "fastfsl.fit.peft_sources:CoOpSource",
+            "learned prompts (CoOp, arXiv 2109.01134)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "cocoop",
             "fastfsl.fit.peft_sources:CoCoOpSource",
             "learned prompts that depend on the image; exports with an estimator after it (CoCoOp, arXiv 2203.05557)",
+            before=_SOURCE_BEFORE,
         ),
     )
 }

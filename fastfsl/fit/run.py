@@ -7,7 +7,7 @@ source.safetensors  what was tuned of the encoder, where the method has a source
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +37,7 @@ from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.deployment import Deployment, deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.methods import find_method, find_source, make_estimator, make_source, own_params
+from fastfsl.fit.methods import Method, find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.mps import MPS
 from fastfsl.fit.source import ClassTexts, Source
 from fastfsl.fit.text_readout import TextReadout
@@ -292,7 +292,7 @@ def tuned_for(
 def _unfitted(record: RunRecord, device: str) -> Estimator:
     """The run's estimator as it was before its fit."""
     method = record.config.method
-    own = typed_params(find_method(method), own_params(record.params))
+    own = _recorded(find_method(method), record.params)
     return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
 
 
@@ -303,12 +303,17 @@ def _source(record: RunRecord, folder: Path) -> Source | None:
         if method is not None or record.source is not None:
             raise BundleError(f"{RUN_FILE} and its method {record.config.method!r} disagree on a tuned encoder")
         return None
-    own = typed_params(method, own_params(record.source.params))
+    own = _recorded(method, record.source.params)
     source = make_source(record.config.method, own, seed=record.config.seed)
     if source is not None:
         source.restore(load_file(folder / SOURCE_FILE), record.source.selection)
         source.train_seconds_ = record.source.train_seconds
     return source
+
+
+def _recorded(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a run was trained with: the recorded ones, and what the others stood for in its time."""
+    return typed_params(method, {**method.before, **own_params(params)})
 
 
 def _check_consistent(record: RunRecord, estimator: Estimator) -> None:

@@ -21,6 +21,7 @@ class Support:
 
     Attributes:
         features: unit support vectors, (n, d).
+        views: unit features of the V views that each is the mean of, (n, V, d); V = 1 where there is no other.
         plain: unit features of the same samples as they will be classified, (n, d): what is held out.
         labels: class indices, (n,), ascending.
         class_embeddings: unit text features, (C, d); zeros where there are no texts, so that there is no prior.
@@ -29,6 +30,7 @@ class Support:
     """
 
     features: Array
+    views: Array
     plain: Array
     labels: Labels
     class_embeddings: Array
@@ -81,10 +83,14 @@ def check_support(
     if empty.size:
         stand_ins = _stand_ins(vectors, targets, embeddings)[empty]
         plain = np.concatenate([plain, stand_ins])
+        views = np.concatenate([views, np.repeat(stand_ins[:, None], views.shape[1], axis=1)])
         vectors, targets = np.concatenate([vectors, stand_ins]), np.concatenate([targets, empty])
-    keys = [(int(label), row.tobytes(), own.tobytes()) for label, row, own in zip(targets, vectors, plain, strict=True)]
+    keys = [
+        (int(label), row.tobytes(), own.tobytes(), view.tobytes())
+        for label, row, own, view in zip(targets, vectors, plain, views, strict=True)
+    ]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-    return Support(vectors[order], plain[order], targets[order], embeddings, order, classes)
+    return Support(vectors[order], views[order], plain[order], targets[order], embeddings, order, classes)
 
 
 def _embeddings(classes: Classes, width: int) -> Array:

@@ -372,7 +372,7 @@ def test_planted_duplicates_are_warned_of(run, write, arrays):
 
 
 def test_by_default_all_methods_on_frozen_features_but_the_slow_ones():
-    assert set(METHODS) - set(package.default_methods()) == {"fma-paper", "fma-released"}
+    assert set(METHODS) - set(package.default_methods()) == {"fma-paper", "fma-bridge", "fma-released"}
 
 
 @pytest.mark.parametrize(

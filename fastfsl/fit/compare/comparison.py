@@ -29,7 +29,7 @@ from fastfsl.fit.train import Reporter, SilentReporter
 CELLS, TUNING = "cells", "tuning"
 
 # As published: several times slower than the rest, so that they are compared only when they are named.
-SLOW = ("fma-paper", "fma-released")
+SLOW = ("fma-paper", "fma-bridge", "fma-released")
 
 
 def compare(
