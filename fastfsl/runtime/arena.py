@@ -31,8 +31,12 @@ _BASE_BYTES = 64 * 2**20
 # ViT-L/14 at 336 pixels 180, ConvNeXt-XXL 380, SigLIP2 at 512 pixels 260; a flow of 12 blocks 40. Several callers may
 # compute at once.
 _BYTES_A_VALUE = 1024
-# Of features and token ids, which come in larger batches than images do.
+# Of features and token ids, which come in larger batches than images do, and of which no more numbers are counted: what
+# a row of them takes grows with the weights.
 ROWS_AT_ONCE = 256
+_MOST_OF_A_VECTOR = 1024
+# Of an image so many: those of 512 pixels have 0.8 million.
+_MOST_OF_AN_IMAGE = 2**20
 # The rest of the machine's memory, or the container's, is for weights, images and whatever else runs.
 _SHARE = 0.75
 _CGROUP = Path("/sys/fs/cgroup")
@@ -70,7 +74,8 @@ def arena_bytes(facts: GraphFacts, image_rows: int, cgroup: Path = _CGROUP) -> i
             raise ConfigError(f"{VARIABLE} must be a number of bytes, or 0 for no bound, got {said!r:.40}")
         return int(said)
     rows = image_rows if facts.images else max(ROWS_AT_ONCE, image_rows)
-    wanted = _BASE_BYTES + facts.model_bytes + rows * facts.row_values * _BYTES_A_VALUE
+    values = min(facts.row_values, _MOST_OF_AN_IMAGE if facts.images else _MOST_OF_A_VECTOR)
+    wanted = _BASE_BYTES + facts.model_bytes + rows * values * _BYTES_A_VALUE
     memory = _memory(cgroup)
     return wanted if memory is None else max(_BASE_BYTES, min(wanted, int(_SHARE * memory)))
 

@@ -404,13 +404,13 @@ def test_floating_point_is_divided_freely(before):
     [("Conv", "group"), ("Conv", "strides"), ("MaxPool", "kernel_shape"), ("GroupNormalization", "num_groups")],
 )
 def test_numbers_that_operators_divide_by_are_above_0(operator, attribute):
-    value = [0, 1] if attribute in ("strides", "kernel_shape") else 0
+    value: Any = [0, 1] if attribute in ("strides", "kernel_shape") else 0
     _refused(_model([helper.make_node(operator, ["x"], ["y"], **{attribute: value})]), f"{attribute} 0, below 1")
 
 
 def test_what_a_graph_says_of_itself():
     weights = numpy_helper.from_array(np.ones((100, 100), np.int8), "w")
-    scale = numpy_helper.from_array(np.float32(30), "logit_scale")
+    scale = numpy_helper.from_array(np.array(30, np.float32), "logit_scale")
     facts = check_graph_file(
         _model([helper.make_node("MatMulInteger", ["w", "w"], ["y"])], weights, scale).SerializeToString(), "model"
     )

@@ -18,6 +18,12 @@ Added = tuple[list[NodeProto], list[TensorProto]]
 node = helper.make_node
 
 
+def _range(kind: np.dtype[Any]) -> tuple[int, int]:
+    """The smallest and the largest whole number of a type."""
+    bits, is_signed = 8 * kind.itemsize, kind.kind == "i"
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
+
+
 class _Names:
     """Names that no graph of ours has."""
 
@@ -53,7 +59,7 @@ def _join(
         for one in every:
             one.output[:] = [plain if name == output else name for name in one.output]
             one.input[:] = [plain if name == output else name for name in one.input]
-        graph.initializer.append(numpy_helper.from_array(np.float32(0), nothing))
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), nothing))
         every += [
             node("Cast", [nodes[-1].output[0]], [cast], to=TensorProto.FLOAT),
             node("ReduceMax", [cast], [greatest], keepdims=0),
@@ -81,7 +87,7 @@ def _late(graph: Any, names: _Names, onnx_type: int) -> tuple[list[NodeProto], s
 def _division(graph: Any, names: _Names, rng: random.Random) -> Added:
     """`Div` or `Mod` of whole numbers, by what may be 0 or -1, as constants or computed."""
     kind = np.dtype(rng.choice(WHOLE))
-    onnx_type, least = helper.np_dtype_to_tensor_dtype(kind), np.iinfo(kind).min
+    onnx_type, least = helper.np_dtype_to_tensor_dtype(kind), _range(kind)[0]
     divisor = rng.choice((0, 1, 3, *((-1, -1) if least else ())))
     left, right, made = (names.new() for _ in range(3))
     count = rng.choice((1, 1, 7, 64, 100))
@@ -111,7 +117,7 @@ def _sizes(_graph: Any, names: _Names, rng: random.Random) -> Added:
     rank = rng.choice((1, 1, 2, 4, 8, 9, 12, 40))
     kind = np.dtype(rng.choice((np.int64, np.int64, np.int32, np.float32, np.float64, np.uint64, np.uint8)))
     numbers = [rng.choice(_SIZES) if rng.random() < 2 / rank else 1 for _ in range(rank)]
-    numbers = [min(number, np.iinfo(kind).max) if kind.kind in "iu" else number for number in numbers]
+    numbers = [min(number, _range(kind)[1]) if kind.kind in "iu" else number for number in numbers]
     shape, one, made = (names.new() for _ in range(3))
     tensors = [
         numpy_helper.from_array(np.array(numbers).astype(kind), shape),
@@ -142,7 +148,8 @@ def _broadcast(_graph: Any, names: _Names, rng: random.Random) -> Added:
     column, row, made = (names.new() for _ in range(3))
     operator = rng.choice(("Add", "Mul", "Pow", "Max", "MatMul", "Einsum", "Gather", "Equal", "Where"))
     kind = rng.choice((np.float32, np.float32, np.int64, np.float64))
-    columns, rows = np.ones((side, 1), kind), np.ones((1, side), kind)
+    columns: np.ndarray[Any, Any] = np.ones((side, 1), kind)
+    rows: np.ndarray[Any, Any] = np.ones((1, side), kind)
     inputs, options = [column, row], {}
     if operator == "Einsum":
         options, columns, rows = {"equation": "i,j->ij"}, columns[:, 0], rows[0]
@@ -164,7 +171,7 @@ def _repeated(_graph: Any, names: _Names, rng: random.Random) -> Added:
     operator = rng.choice(("Concat", "Neg", "Tanh"))
     for _ in range(count):
         made = names.new()
-        options = {"axis": 0} if operator == "Concat" else {}
+        options: dict[str, Any] = {"axis": 0} if operator == "Concat" else {}
         nodes.append(node(operator, [last] * (2 if operator == "Concat" else 1), [made], **options))
         last = made
     return nodes, tensors

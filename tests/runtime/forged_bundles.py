@@ -50,7 +50,7 @@ def flow(nodes: Sequence[NodeProto] = (), /, **constants: Any) -> bytes:
     initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()]
     graph = helper.make_graph(every, "forged", values[:1], values[1:], initializers)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()  # type: ignore[no-any-return]  # onnx ships no types for it
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
 def forged(target: Path, base: str = "images", *, without: Sequence[str] = (), files: Any = None, **lies: Any) -> Path:
