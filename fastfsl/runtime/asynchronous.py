@@ -43,7 +43,7 @@ class AsyncBatcher:
         return self._batcher.queue_depth
 
     async def close(self, *, cancel_pending: bool = False) -> None:
-        """As `Batcher.close`, while the loop goes on. A task that is cancelled while it waits cancels what is pending."""
+        """As `Batcher.close`, while the loop goes on. A task that is cancelled meanwhile cancels what is pending."""
         try:
             await asyncio.to_thread(self._batcher.close, cancel_pending=cancel_pending)
         except BaseException:

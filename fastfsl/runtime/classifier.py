@@ -190,8 +190,8 @@ class Classifier:
                 return
             if self._on_card:
                 raise DeviceError(
-                    "the process forked after the classifier was loaded, and CUDA cannot be used in the child; load the "
-                    "classifier in each worker process, or start them by spawn"
+                    "the process forked after the classifier was loaded, and CUDA cannot be used in the child; load "
+                    "the classifier in each worker process, or start them by spawn"
                 )
             loaded = self._recipe.load_again(self._loaded.origin)
             with self._adding:

@@ -2,25 +2,35 @@
 
 A child gets a copy of the memory, but of the threads only the one that forked. So a lock that another thread held is
 locked for ever, a thread pool has no threads, and the same is true within the libraries. Seen with ONNX Runtime 1.32 on
-Linux: a session of several threads hangs in a child now and then when it computes, and crashes when it is deleted; a
-new session in the child is right, unless another thread was just making one when the process forked (1 of 400 hung).
+Linux, in the child:
 
-Three things follow. `undisturbed` marks the moments in which a library holds locks of its own, and a fork waits until
-they are over. `reset_in_child` gives what has locks or threads the chance to make new ones. `keep_in_child` lets what
-must not be deleted there live until the process ends.
+- an inherited session of several threads hangs now and then when it computes (1 of 24), and one of four threads crashes
+  when it is deleted (10 of 10);
+- a new session is right, unless another thread was making one when the process forked (1 of 400 hung) or held the lock
+  of an arena that both share (2 of 600);
+- the end of the process hangs, even if it did nothing but import onnxruntime before it forked: the library waits for
+  its telemetry's thread. Without telemetry it does not.
+
+So `undisturbed` marks the moments in which a library holds locks of its own, and a fork waits until they are over.
+`reset_in_child` gives what has locks or threads the chance to make new ones. `keep_in_child` lets what must not be
+deleted there live until the process ends. `without_telemetry` is for the import of onnxruntime, and where another
+module imported it before, the child ends without the library's word.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 from weakref import WeakSet
 
 # A fork waits no longer than this, whatever a callback inside does: it may itself be waiting for who forks.
 _MOST_SECONDS = 2.0
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 class Resettable(Protocol):
@@ -37,7 +47,7 @@ class _Moments:
     def __init__(self, inside: dict[int, int]) -> None:
         self.inside = inside
         self.forking = 0
-        self.changed = threading.Condition(threading.Lock())
+        self.changed = threading.Condition()  # a signal may come while it is held, and its handler may fork
 
     def calm(self, thread: int) -> bool:
         return not self.inside.keys() - {thread}
@@ -93,6 +103,22 @@ def keep_for_ever(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def without_telemetry() -> None:
+    """Let an onnxruntime that is imported after this start no thread for telemetry, unless the environment asks for it.
+
+    What is read is the environment of the import; processes that are started from here inherit it.
+    """
+    if "onnxruntime" not in sys.modules:
+        os.environ.setdefault(_TELEMETRY, "1")
+
+
+def _end_without_handlers() -> None:
+    """Let this process end without what libraries do at exit, but with its own status and Python's own end before."""
+    with suppress(OSError, AttributeError):  # a C library that has no on_exit
+        c_library = ctypes.CDLL(None)
+        c_library.on_exit(ctypes.cast(c_library["_exit"], ctypes.c_void_p), None)
+
+
 def _before() -> None:
     thread = threading.get_ident()
     with _moments.changed:
@@ -109,12 +135,15 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _moments, _forks  # noqa: PLW0603 - they are the process's own
     thread = threading.get_ident()
-    _moments = _Moments({thread: depth for ident, depth in _moments.inside.items() if ident == thread})
+    depth = _moments.inside.get(thread)
+    _moments = _Moments({} if depth is None else {thread: depth})
     _forks += 1
     for thing in list(_to_keep):
         keep_for_ever(thing)
     for resettable in list(_to_reset):
         resettable.after_fork()
+    if "onnxruntime" in sys.modules and os.environ.get(_TELEMETRY, "0").lower() in ("", "0", "false"):
+        _end_without_handlers()
 
 
 if hasattr(os, "register_at_fork"):

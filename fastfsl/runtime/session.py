@@ -22,7 +22,7 @@ from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, 
 from fastfsl.runtime.arena import VARIABLE, arena_bytes, bounded, limit_folding
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.cuda_session import CudaSession
-from fastfsl.runtime.forking import keep_in_child, undisturbed
+from fastfsl.runtime.forking import keep_in_child, undisturbed, without_telemetry
 from fastfsl.runtime.row_parallel import ROWS_PER_THREAD, RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
 
@@ -302,6 +302,7 @@ def load_onnxruntime() -> ModuleType:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'fastfsl[gpu]' or 'fastfsl[cpu]'"
         )
+    without_telemetry()
     try:
         import onnxruntime
     except ImportError as error:
