@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastfsl.cli.machine import processor
+from fastfsl.runtime.processor import processor
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("fastfsl", "torch", "triton", "open_clip_torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")

@@ -109,9 +109,10 @@ def run_bench(
     from fastfsl.bundle import read_manifest
     from fastfsl.cli.doctor import PACKAGES, installed
     from fastfsl.cli.fresh_process import start_up
-    from fastfsl.cli.machine import processor, threads
+    from fastfsl.cli.machine import threads
     from fastfsl.cli.stopwatch import measure
     from fastfsl.runtime import Classifier
+    from fastfsl.runtime.processor import processor
 
     manifest = read_manifest(bundle, options.get("expected_digest"))
     if images is not None and manifest.preprocessing is None:

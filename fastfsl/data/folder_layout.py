@@ -65,7 +65,9 @@ def holds_image(folder: Path) -> bool:
     while waiting:
         current = waiting.pop()
         try:
-            identity = os.path.realpath(current)
+            # Not the resolved path: resolving a path through many links costs a call for each of them.
+            status = current.stat()
+            identity = (status.st_dev, status.st_ino)
             if identity in entered:
                 continue
             entered.add(identity)

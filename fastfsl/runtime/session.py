@@ -202,9 +202,12 @@ def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarr
         remedy, fault = "export it again", resource_error(error, f"compute {output}")
         if _ARENA_FULL in reason:
             remedy, fault = (
-                "it needs more memory than its graph may take here: if you trust the bundle, set "
-                f"{VARIABLE} in the environment to more bytes, or to 0 for no bound"
-            ), None
+                (
+                    "it needs more memory than its graph may take here: if you trust the bundle, set "
+                    f"{VARIABLE} in the environment to more bytes, or to 0 for no bound"
+                ),
+                None,
+            )
         raise fault or BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); {remedy}") from error
     rows = len(next(iter(feed.values())))
     if not isinstance(result, np.ndarray) or result.dtype != np.float32 or result.ndim != 2 or len(result) != rows:
