@@ -125,7 +125,7 @@ class Classifier:
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         max_batch = check_count("max_batch", max_batch)
-        options = {
+        options: dict[str, Any] = {
             "device": device,
             "num_threads": check_threads(num_threads),
             "alpha": alpha,

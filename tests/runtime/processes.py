@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), dtype=np.uin
 Check = Callable[[], Any]
 
 
-def load(bundle: str, **options: Any) -> Classifier:
+def load(bundle: str | Path, **options: Any) -> Classifier:
     return Classifier.load(bundle, device="cpu", **{"num_threads": 2, "image_threads": 2, **options})
 
 
@@ -76,6 +77,13 @@ def same(first: Any, second: Any) -> None:
         assert first == second, (first, second)
 
 
+def _same_as(call: Check, expected: Any) -> None:
+    same(call(), expected)
+
+
+_leaves: tuple[Callable[[int], Any], ...] = (os._exit, sys.exit)
+
+
 def calls(classifier: Classifier) -> dict[str, Check]:
     """Every call that answers, by its name."""
     features = np.random.default_rng(1).normal(size=(40, classifier.describe()["embed_dim"])).astype(np.float32)
@@ -109,27 +117,31 @@ def fork_after_warm_up(bundle: str) -> None:
     submit = classifier.batcher()
     expected = {name: call() for name, call in calls(classifier).items()}
     for name, call in calls(classifier).items():
-        in_child(lambda name=name, call=call: same(call(), expected[name]))
+        in_child(partial(_same_as, call, expected[name]))
     predict, want = calls(classifier)["predict"], expected["predict"]
 
     def from_threads() -> None:
-        loaded = set()
         with ThreadPoolExecutor(8) as pool:
-            for answer in pool.map(lambda _: (predict(), loaded.add(id(classifier._loaded)))[0], range(16)):
-                same(answer, want)
-        assert len(loaded) == 1
+            found = list(pool.map(lambda _: (predict(), id(classifier._loaded)), range(16)))
+        for answer, _ in found:
+            same(answer, want)
+        assert len({loaded for _, loaded in found}) == 1
 
     def grandchild() -> None:
         in_child(lambda: same(predict(), want))
         same(predict(), want)
         in_child(lambda: same(predict(), want))
 
-    for check in (from_threads, grandchild, classifier.close, lambda: classifier.__exit__(None, None, None)):
-        in_child(check)
-        in_child(check, leave=sys.exit if check is not grandchild else os._exit)
-    in_child(lambda: (classifier.close(), raises(ClosedError, predict)))
+    def closed() -> None:
+        classifier.close()
+        raises(ClosedError, predict)
+
+    for leave in _leaves:
+        for check in (from_threads, closed, classifier.close, lambda: classifier.__exit__(None, None, None)):
+            in_child(check, leave=leave)
+    in_child(grandchild)
     in_child(lambda: same(pickle.loads(pickle.dumps(classifier)).predict(PIXELS), want))
-    in_child(lambda: None, leave=lambda _: sys.exit())
+    in_child(lambda: None, leave=sys.exit)
     same(predict(), want)  # the parent goes on, and its batcher
     assert submit(PIXELS[0]).result(SECONDS).labels == want[0].labels
 
@@ -191,9 +203,7 @@ def fork_of_a_busy_parent(bundle: str, count: str) -> None:
     try:
         for number in range(int(count)):
             time.sleep(random.random() / 100)
-            in_child(
-                lambda: same(classifier.predict(PIXELS), expected), leave=sys.exit if number % 4 == 3 else os._exit
-            )
+            in_child(lambda: same(classifier.predict(PIXELS), expected), leave=_leaves[number % 4 == 3])
     finally:
         stop.set()
         for thread in threads:
@@ -253,7 +263,7 @@ def fork_and_changed_bundle(bundle: str, scratch: str) -> None:
     data = graph.read_bytes()
     graph.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for call in (lambda: classifier.predict(PIXELS), lambda: classifier.classify_features(features)):
-        in_child(lambda call=call: raises(BundleError, call))
+        in_child(partial(raises, BundleError, call))
     manifest = path / "manifest.json"
     text = manifest.read_text()
     graph.write_bytes(data)
@@ -386,13 +396,13 @@ def pickled(bundle: str, scratch: str) -> None:
     with load(bundle) as closed:
         pass
     for way in (pickle.dumps, copy.copy, copy.deepcopy, cloudpickle.dumps):
-        raises(ClosedError, lambda way=way: way(closed))
+        raises(ClosedError, partial(way, closed))
     answer = classifier.predict([PIXELS[0], b"no image"], on_error="mark")
     same(pickle.loads(pickle.dumps(answer)), answer)
     with classifier.batcher() as submit:
         for way in (pickle.dumps, copy.copy, copy.deepcopy, cloudpickle.dumps):
-            assert "Classifier" in raises(ConfigError, lambda way=way: way(submit))
-            assert "Classifier" in raises(ConfigError, lambda way=way: way(classifier.async_batcher()))
+            assert "Classifier" in raises(ConfigError, partial(way, submit))
+            assert "Classifier" in raises(ConfigError, partial(way, classifier.async_batcher()))
     shutil.copytree(bundle, Path(scratch) / "moved")
     gone = pickle.dumps(load(Path(scratch) / "moved"))
     shutil.rmtree(Path(scratch) / "moved")

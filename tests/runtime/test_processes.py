@@ -139,8 +139,8 @@ def test_the_weight_of_a_blend_is_pickled(write, tmp_path, make_blend, photos):
         visual=make_blend(*towers).SerializeToString(),
         blend={"alpha": 0.3, "normalized": False},
     )
-    for options in ({}, {"alpha": np.float32(0.75)}):
-        classifier = Classifier.load(path, device="cpu", num_threads=1, **options)
+    for alpha in (None, 0.75):
+        classifier = Classifier.load(path, device="cpu", num_threads=1, alpha=alpha)
         again = pickle.loads(pickle.dumps(classifier))
         assert again.describe()["blend"] == classifier.describe()["blend"]
         assert again.embed(photos).tobytes() == classifier.embed(photos).tobytes()
@@ -215,12 +215,12 @@ def test_requests_that_wait_do_not_hold_up_the_end(bundle_dir, way, waiting):
             assert process.stdout.readline() == "waiting\n"
             started = time.monotonic()
             process.send_signal(signal.SIGTERM if way == "SystemExit" else signal.SIGINT)
-            out, _ = process.communicate(timeout=LIMIT)
+            out, err = process.communicate(timeout=LIMIT)
             seconds = time.monotonic() - started
         finally:
             process.kill()
     expected = {"SystemExit": 4, "caught and left": 3}.get(way, -signal.SIGINT)
-    assert process.returncode == expected
+    assert process.returncode == expected, out + err
     count: dict[str, Any] = json.loads(out)  # printed once the last of them was over
     assert sum(count.values()) == waiting
     assert count.get("failed", 0) == 0
