@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fastfsl.data import ClassSelection
 from fastfsl.errors import ConfigError
-from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import (
     DEFAULT_METHOD,
     Method,
@@ -19,7 +18,10 @@ from fastfsl.fit.methods import (
     make_estimator,
     make_source,
 )
-from fastfsl.fit.source import Source
+
+if TYPE_CHECKING:  # either would import torch, and a wrong option is to be told before that
+    from fastfsl.fit.estimator import Estimator
+    from fastfsl.fit.source import Source
 
 # numpy's and scikit-learn's random states take 32 bits.
 _MAX_SEED = 2**32 - 1
@@ -60,11 +62,11 @@ class TrainConfig(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict)
     source_params: dict[str, Any] = Field(default_factory=dict)
 
-    def source(self) -> Source | None:
+    def source(self) -> "Source | None":
         """The method's untrained source; None where it has none."""
         return make_source(self.method, self.source_params, seed=self.seed)
 
-    def estimator(self, *, logit_scale: float) -> Estimator:
+    def estimator(self, *, logit_scale: float) -> "Estimator":
         """The method's unfitted estimator."""
         return make_estimator(self.method, self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
 

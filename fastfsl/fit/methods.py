@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastfsl.errors import ConfigError
+from fastfsl.fit.signatures import read_options
 
 if TYPE_CHECKING:
     from fastfsl.fit.estimator import Estimator
@@ -47,10 +48,13 @@ class Method:
         return cls
 
     def parameters(self) -> dict[str, Any]:
-        """Types of its own parameters by name."""
-        cls = self.implementation
-        types = get_type_hints(cls.__init__)
-        return {name: types[name] for name in inspect.signature(cls).parameters if name not in RESERVED}
+        """Types of its own parameters by name; read from the source where that can be, for an import takes seconds."""
+        types = read_options(self.path)
+        if types is None:
+            cls = self.implementation
+            hints = get_type_hints(cls.__init__)
+            types = {name: hints[name] for name in inspect.signature(cls).parameters}
+        return {name: kind for name, kind in types.items() if name not in RESERVED}
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
@@ -185,6 +189,19 @@ def find_method(name: object) -> Method:
         ConfigError: there is no such method.
     """
     return _parts(name)[1]
+
+
+def check_takes_features(method: str) -> None:
+    """Refuse a method that cannot do with a feature file.
+
+    Raises:
+        ConfigError: it tunes the encoder.
+    """
+    if find_source(method) is not None:
+        raise ConfigError(
+            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
+            "methods on features"
+        )
 
 
 def _parts(name: object) -> tuple[Method | None, Method]:

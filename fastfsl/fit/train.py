@@ -28,7 +28,7 @@ from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_fe
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import check_takes_features, find_source
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import (
     EncoderRecord,
@@ -164,19 +164,6 @@ def _as_classified(support: _Support) -> NDArray[np.float32]:
     directions = unit(features, "features")
     rows = directions if directions.ndim == 2 else unit(directions.mean(axis=1), "features")
     return rows.astype(np.float32)
-
-
-def check_takes_features(method: str) -> None:
-    """Refuse a method that cannot do with a feature file.
-
-    Raises:
-        ConfigError: it tunes the encoder.
-    """
-    if find_source(method) is not None:
-        raise ConfigError(
-            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
-            "methods on features"
-        )
 
 
 def encode_plain(

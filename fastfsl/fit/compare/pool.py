@@ -14,9 +14,9 @@ from fastfsl.data.scoring import features_to_score, images_to_score
 from fastfsl.encoders import Encoder, class_embeddings, load_encoder
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import check_takes_features, find_source
 from fastfsl.fit.source import ClassTexts
-from fastfsl.fit.train import Reporter, check_takes_features, encode_plain, encode_support
+from fastfsl.fit.train import Reporter, encode_plain, encode_support
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,6 @@ class Pool:
             hashed.update(f"{array.dtype} {array.shape}".encode())
             hashed.update(np.ascontiguousarray(array).data)
         return hashed.hexdigest()
-
-
-def shots_label(shots: int | None) -> int | str:
-    """Shots as they are shown: None is `all`."""
-    return "all" if shots is None else shots
 
 
 def load_pool(
