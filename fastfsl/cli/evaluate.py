@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastfsl.cli.checks import check_device, check_evaluation, kind_of_model
 from fastfsl.cli.options import Alpha, ExpectedDigest
 from fastfsl.cli.output import field_words, print_fields, print_json
 from fastfsl.cli.progress import ProgressReporter, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import prediction_parts
-from fastfsl.errors import BundleError, ConfigError
+from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,23 +66,35 @@ def evaluate(
         raise ConfigError("--report does not go with --transfer: leave one out")
     if report is not None and report.is_dir():
         raise ConfigError(f"--report names a file to make, and {report} is a folder")
+    kind = kind_of_model(model)
+    if kind == "bundle" and transfer:
+        raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
+    if kind == "run" and expected_digest is not None:
+        raise ConfigError(f"--expected-digest is about bundles, and {model} is a run: leave it out")
+    if kind == "run":
+        require_training()
+        check_device(device)
+    check_evaluation(
+        model,
+        kind,
+        data,
+        split=split,
+        classes=classes,
+        image_root=image_root,
+        transfer=transfer,
+        expected_digest=expected_digest,
+    )
     kept: list[_Predicted] = []
     with reporting() as reporter:
-        if (model / "manifest.json").is_file():
-            if transfer:
-                raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
+        if kind == "bundle":
             document = _evaluate_bundle(
                 model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest
             )
-        elif (model / "run.json").is_file():
-            if expected_digest is not None:
-                raise ConfigError(f"--expected-digest is about bundles, and {model} is a run: leave it out")
+        else:
             prompts = template[0] if template and len(template) == 1 else template
             document = _evaluate_run(
                 model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
             )
-        else:
-            raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
     document = {
         "model": str(model),
         "data": str(data),
@@ -140,7 +153,6 @@ def _evaluate_run(
     reporter: ProgressReporter,
     kept: "list[_Predicted]",
 ) -> dict[str, Any]:
-    require_training()
     from fastfsl.fit.evaluate import evaluate_run
     from fastfsl.fit.protocols import evaluate_transfer
     from fastfsl.fit.run import Run

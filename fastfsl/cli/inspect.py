@@ -32,6 +32,7 @@ def inspect(
 
     from fastfsl.bundle import check_bundle, load_readout, read_pinned, unlisted_files
 
+    check_bundle(bundle)
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
     if digest_only:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -70,6 +71,11 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
 def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as a person reads them; nested mappings become dotted names."""
     return [(name, _words(value)) for name, value in _flat(fields)]
+
+
+def command(*words: object) -> str:
+    """A command as it can be pasted into a shell."""
+    return shlex.join(map(str, words))
 
 
 def warn(message: str) -> None:

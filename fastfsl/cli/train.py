@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
+from fastfsl.cli.checks import RUN_FILE, check_training
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
@@ -51,11 +52,7 @@ def train(
     from fastfsl.files import check_output
 
     require_training()
-    from fastfsl.devices import resolve_device
     from fastfsl.fit.config import load_config
-    from fastfsl.fit.processes import join_processes
-    from fastfsl.fit.run import RUN_FILE
-    from fastfsl.fit.train import train as run_training
 
     check_output(out, marker=RUN_FILE, force=force)
     resolved = load_config(
@@ -74,11 +71,17 @@ def train(
             "device": device,
         },
     )
+    dataset = check_training(data, resolved)
+
+    from fastfsl.devices import resolve_device
+    from fastfsl.fit.processes import join_processes
+    from fastfsl.fit.train import train as run_training
+
     # What a long tuning has done so far: the same command goes on from it.
     whole = out.resolve()  # `.` has no name
     checkpoints = whole.with_name(f".{whole.name}.training")
     with reporting() as reporter:
-        run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
+        run = run_training(data, resolved, dataset=dataset, reporter=reporter, checkpoints=checkpoints)
     if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
         return
     run.save(out, force=force)

@@ -1,10 +1,10 @@
 """What a comparison is to be of, checked before anything is loaded: this imports no torch."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.methods import METHODS, SOURCES, find_method
 
 CELLS, TUNING = "cells", "tuning"
@@ -48,6 +48,27 @@ def check_plan(methods: Sequence[str], shots: Sequence[int | None], seeds: int) 
             raise ConfigError(f"expected at least one {what}, each once, got {listed}")
     if seeds < 1:
         raise ConfigError(f"expected at least one seed, got {seeds}")
+
+
+def check_split(split: str, data: Path, there: Collection[str]) -> None:
+    """Refuse to score on a split that episodes are drawn from, or that the data do not have.
+
+    Args:
+        split: the name given.
+        data: where the data lie, for the message.
+        there: the splits they have.
+
+    Raises:
+        ConfigError: it is the train split.
+        DataError: there is no such split.
+    """
+    if split == "train":
+        raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
+    if split not in there:
+        raise DataError(
+            f"{data} has no {split!r} split to score on, only {', '.join(map(repr, there))}: "
+            "add one, or name another with --split"
+        )
 
 
 def check_folder(out: Path) -> None:

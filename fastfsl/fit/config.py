@@ -124,6 +124,20 @@ def method_params(
     )
 
 
+def check_params(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`method_params`, with every mistake told as one of ours.
+
+    Raises:
+        ConfigError: there is no such method or parameter, or a value is of another type.
+    """
+    try:
+        return method_params(name, given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
+        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+
+
 def _shared_out(given: Mapping[str, Any], source: Method, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the source and of the estimator: by section, and else by whose they can only be."""
     for_source: dict[str, Any] = {}

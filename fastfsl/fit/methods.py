@@ -33,12 +33,14 @@ class Method:
         path: module and class, `module:Class`.
         summary: one line for the user, with the source.
         preset: parameters that the method pins; whoever names one of them wins over the preset.
+        knows_texts: its classifier is made of the classes' texts alone, so that a class can be added by name.
     """
 
     name: str
     path: str
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    knows_texts: bool = False
 
     @property
     def implementation(self) -> type[Any]:
@@ -88,7 +90,12 @@ METHODS: dict[str, Method] = {
             "fastfsl.fit.auto:Auto",
             "gda, proker, lp++ and fma together, weighted and calibrated on held-out support (arXiv 1706.04599)",
         ),
-        Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
+        Method(
+            "zero-shot",
+            "fastfsl.heads:ZeroShot",
+            "cosines with the class texts (CLIP, arXiv 2103.00020)",
+            knows_texts=True,
+        ),
         Method(
             "nearest-mean",
             "fastfsl.heads:NearestMean",
@@ -112,18 +119,25 @@ METHODS: dict[str, Method] = {
             "fastfsl.heads:LPPlusPlus",
             "linear probe blended with the class texts (LP++, arXiv 2404.02285)",
         ),
-        Method("fma", _FMA, "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)"),
+        Method(
+            "fma",
+            _FMA,
+            "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)",
+            knows_texts=True,
+        ),
         Method(
             "fma-paper",
             _FMA,
             "the flow as published: 6 blocks, 200 epochs; `noise: bridge` adds its noise (FMA, arXiv 2510.14543)",
             {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0},
+            knows_texts=True,
         ),
         Method(
             "fma-released",
             _FMA,
             "the flow as in the authors' code: 12 blocks, no noise unless noise_scale is set (FMA, arXiv 2510.14543)",
             {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0},
+            knows_texts=True,
         ),
     )
 }
@@ -170,7 +184,9 @@ SOURCES: dict[str, Method] = {
 }
 
 # The estimator of a source by itself.
-_READOUT = Method("texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves")
+_READOUT = Method(
+    "texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves", knows_texts=True
+)
 
 
 def find_source(name: object) -> Method | None:
@@ -202,6 +218,22 @@ def check_takes_features(method: str) -> None:
             f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
             "methods on features"
         )
+
+
+def extensible(name: str, weights: object = None) -> bool:
+    """Whether a class can be added to a method's classifier by its name alone.
+
+    Args:
+        name: of the method.
+        weights: of the components that `auto` chose, by name.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = find_method(name)
+    if method.name == "auto" and isinstance(weights, dict):
+        return bool(weights) and all(part in METHODS and METHODS[part].knows_texts for part in weights)
+    return method.knows_texts
 
 
 def _parts(name: object) -> tuple[Method | None, Method]:

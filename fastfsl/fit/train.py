@@ -82,6 +82,7 @@ def train(
     data: Path,
     config: TrainConfig,
     *,
+    dataset: ImageDataset | FeatureDataset | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
     checkpoints: Path | None = None,
@@ -91,6 +92,7 @@ def train(
     Args:
         data: an image folder, a CoOp split file or a feature file.
         config: what to do.
+        dataset: what `data` holds, if it was read already.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
         checkpoints: folder from which the tuning of an encoder goes on, and in which its progress is kept; it is the
@@ -105,7 +107,7 @@ def train(
     """
     reporter = reporter or SilentReporter()
     root = None if config.image_root is None else Path(config.image_root)
-    dataset = select_classes(load_dataset(data, root), config.classes)
+    dataset = select_classes(load_dataset(data, root) if dataset is None else dataset, config.classes)
     episode = draw_episode(dataset, config.shots, config.seed)
 
     start = time.perf_counter()

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
-from fastfsl.errors import ConfigError, DataError, FastFSLError
+from fastfsl.errors import DataError, FastFSLError
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
@@ -21,7 +20,7 @@ from fastfsl.fit.compare.pool import Pool, load_pool
 from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.compare.tunings import Tunings
 from fastfsl.fit.comparison_plan import CELLS, TUNING, check_folder, check_plan, default_methods, shots_label
-from fastfsl.fit.config import TrainConfig, method_params
+from fastfsl.fit.config import TrainConfig, check_params
 from fastfsl.fit.methods import RESERVED, find_method, find_source, make_estimator, make_source
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
@@ -127,12 +126,7 @@ def compare(
 
 def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All own parameters of a method's estimator and source, as a spec takes them: where none is given the default."""
-    try:
-        params, source_params = method_params(name, given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
-        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+    params, source_params = check_params(name, given)
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, select_classes
 from fastfsl.data.scoring import features_to_score, images_to_score
 from fastfsl.encoders import Encoder, class_embeddings, load_encoder
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit.comparison_plan import check_split
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.methods import check_takes_features, find_source
 from fastfsl.fit.source import ClassTexts
@@ -129,18 +129,12 @@ def load_pool(
         ConfigError: `split` is the one that episodes are drawn from, the encoder cannot be had, or a method tunes it
             and the data are a feature file.
     """
-    if split == "train":
-        raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
     root = None if config.image_root is None else Path(config.image_root)
     dataset = select_classes(load_dataset(data, root), config.classes)
+    check_split(split, data, dataset.splits)
     if not isinstance(dataset, ImageDataset):
         for method in methods:
             check_takes_features(method)
-    if split not in dataset.splits:
-        raise DataError(
-            f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
-            "add one, or name another with --split"
-        )
     drawn = {(number, seed): draw_episode(dataset, number, seed).indices for number in shots for seed in seeds}
     episodes = {key: np.array(indices, dtype=np.int64) for key, indices in drawn.items()}
     if isinstance(dataset, ImageDataset):
