@@ -20,6 +20,22 @@ RUN_FILE, MANIFEST = "run.json", "manifest.json"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
+def check_data(data: Path) -> None:
+    """Refuse data that are not there, before even the configuration is read.
+
+    Raises:
+        DataError: as `load_dataset` tells it.
+    """
+    try:
+        there = data.exists()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        from fastfsl.data import load_dataset
+
+        load_dataset(data)
+
+
 def check_training(data: Path, config: "TrainConfig") -> "ImageDataset | FeatureDataset":
     """Refuse data, an episode, a backbone or prompts that no training can begin with.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
-from fastfsl.cli.checks import check_comparison
+from fastfsl.cli.checks import check_comparison, check_data
 from fastfsl.cli.output import command, print_json, stdout
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
@@ -70,6 +70,7 @@ def compare(
     charged for it in full.
     """
     require_training()
+    check_data(data)
     from fastfsl.fit.comparison_plan import check_folder, check_plan
     from fastfsl.fit.config import check_params, load_config
 

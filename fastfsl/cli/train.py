@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
-from fastfsl.cli.checks import RUN_FILE, check_training
+from fastfsl.cli.checks import RUN_FILE, check_data, check_training
 from fastfsl.cli.output import print_fields, print_json
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
@@ -52,9 +52,10 @@ def train(
     from fastfsl.files import check_output
 
     require_training()
+    check_output(out, marker=RUN_FILE, force=force)
+    check_data(data)
     from fastfsl.fit.config import load_config
 
-    check_output(out, marker=RUN_FILE, force=force)
     resolved = load_config(
         config,
         {
