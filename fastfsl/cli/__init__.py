@@ -24,7 +24,7 @@ from fastfsl.cli.parts import version_of
 from fastfsl.cli.predict import predict
 from fastfsl.cli.progress import silenced
 from fastfsl.cli.train import train
-from fastfsl.errors import FastFSLError
+from fastfsl.errors import FastFSLError, resource_error
 
 _P = ParamSpec("_P")
 
@@ -57,6 +57,13 @@ def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except FastFSLError as error:
             print_error(str(error))
             raise typer.Exit(BAD_INPUT) from error
+        except (MemoryError, RuntimeError) as error:
+            fault = resource_error(error, command.__name__)
+            if fault is None:
+                raise
+            # Without the frames that it passed, and all that they hold: a message takes memory too.
+            error.__traceback__ = None
+            message = str(fault)
         except BrokenPipeError:  # `| head` has seen enough: typer ends the program quietly
             raise
         except OSError as error:  # what no room foresaw: permissions, impossible names, a vanished disk
@@ -65,6 +72,10 @@ def _guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt as error:
             print_error("interrupted; nothing half-written was left behind")
             raise typer.Exit(INTERRUPTED) from error
+        else:
+            return
+        print_error(message)
+        raise typer.Exit(BAD_INPUT)
 
     return run
 
@@ -126,8 +137,26 @@ def _common(
     """From a CLIP model and a handful of labelled images per class to a classifier in production."""
 
 
+def _fill_closed_streams() -> None:
+    """Lead closed standard streams to nowhere.
+
+    Otherwise an output file gets the number of one of them, and what a library prints lands in the file. The standard
+    input stays None for Python: nothing may be read from it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+
+
 def main() -> None:
     """Entry point of the `fastfsl` program."""
+    _fill_closed_streams()
     # OpenMP threads that spin while they wait stall each other on a busy machine. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Names that the terminal's encoding does not have are shown escaped; they do not end the program.

@@ -14,6 +14,7 @@ from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError
 
 if TYPE_CHECKING:
     from fastfsl.data import ClassSelection, FeatureDataset, ImageDataset
+    from fastfsl.data.table_columns import Columns
     from fastfsl.fit.config import TrainConfig
 
 RUN_FILE, MANIFEST = "run.json", "manifest.json"
@@ -40,42 +41,41 @@ def check_training(data: Path, config: "TrainConfig") -> "ImageDataset | Feature
     """Refuse data, an episode, a backbone or prompts that no training can begin with.
 
     Returns:
-        The data set, of the classes that `config` names.
+        The data set, of the classes that are to be learnt.
     """
-    from fastfsl.data import FeatureDataset, draw_episode, load_dataset, resolve_templates, select_classes
-    from fastfsl.fit.methods import check_takes_features
+    from fastfsl.data import draw_episode
 
-    root = None if config.image_root is None else Path(config.image_root)
-    whole = load_dataset(data, root)
-    dataset = select_classes(whole, config.classes)
-    draw_episode(dataset, config.shots, config.seed)
-    if isinstance(dataset, FeatureDataset):
-        check_takes_features(config.method)
-    else:
-        resolve_templates(config.templates)
-        check_encoder(config.backbone, config.pretrained)
-    return whole
+    dataset = config.dataset(data)
+    _check_inputs(dataset, config, [config.method])
+    draw_episode(dataset, config.shots, config.seed, exact=config.exact_shots)
+    return dataset
 
 
 def check_comparison(
     data: Path, config: "TrainConfig", methods: Sequence[str], shots: Iterable[int | None], split: str
 ) -> None:
     """Refuse data, episodes, a split or a backbone that no comparison can begin with."""
-    from fastfsl.data import FeatureDataset, draw_episode, load_dataset, resolve_templates, select_classes
+    from fastfsl.data import draw_episode
     from fastfsl.fit.comparison_plan import check_split
+
+    dataset = config.dataset(data)
+    check_split(split, data, dataset.splits)
+    _check_inputs(dataset, config, methods)
+    for number in shots:
+        draw_episode(dataset, number, 0, exact=config.exact_shots)
+
+
+def _check_inputs(dataset: "ImageDataset | FeatureDataset", config: "TrainConfig", methods: Iterable[str]) -> None:
+    from fastfsl.data import ImageDataset, resolve_templates
     from fastfsl.fit.methods import check_takes_features
 
-    root = None if config.image_root is None else Path(config.image_root)
-    dataset = select_classes(load_dataset(data, root), config.classes)
-    check_split(split, data, dataset.splits)
-    if isinstance(dataset, FeatureDataset):
-        for method in methods:
-            check_takes_features(method)
-    else:
+    if isinstance(dataset, ImageDataset):
+        dataset.skipped.check(strict=config.strict)
         resolve_templates(config.templates)
         check_encoder(config.backbone, config.pretrained)
-    for number in shots:
-        draw_episode(dataset, number, 0)
+    else:
+        for method in methods:
+            check_takes_features(method)
 
 
 def check_encoder(backbone: str, pretrained: str | None) -> None:
@@ -136,10 +136,15 @@ def check_evaluation(
     split: str,
     classes: "ClassSelection",
     image_root: Path | None,
+    columns: "Columns",
     transfer: bool,
     expected_digest: str | None = None,
-) -> None:
-    """Refuse data that a model cannot be scored on."""
+) -> "ImageDataset | FeatureDataset":
+    """Refuse data that a model cannot be scored on.
+
+    Returns:
+        The data set, of the classes asked for.
+    """
     from fastfsl.data import SPLITS, FeatureDataset, load_dataset, select_classes
     from fastfsl.data.scoring import features_to_score, label_map
 
@@ -153,15 +158,16 @@ def check_evaluation(
         names, width = list(manifest.class_names), manifest.embed_dim
     if split not in SPLITS:
         raise ConfigError(f"expected --split to be one of {', '.join(SPLITS)}, got {split!r}")
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if not isinstance(names, list) or not isinstance(width, int) or transfer:
-        return
+        return dataset
     if isinstance(dataset, FeatureDataset):
         features_to_score(dataset, split, names, width)
-        return
+        return dataset
     label_map(dataset.class_names, names)
     if set(dataset.splits) != {"train"}:
         dataset.split(split)
+    return dataset
 
 
 def check_export(run: Path, *, text: bool) -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 # Keys of --config beside the methods' names.
-_DATA_OPTIONS = ("classes", "backbone", "pretrained", "templates", "num_views", "augmentation", "image_root", "device")
+_DATA_OPTIONS = (
+    "classes", "backbone", "pretrained", "templates", "num_views", "augmentation", "exact_shots", "image_root",
+    "path_column", "label_column", "split_column", "strict", "device",
+)  # fmt: skip
 
 
 def compare(
@@ -30,11 +33,15 @@ def compare(
         str | None,
         typer.Option(
             help="Methods, with commas: those of `fastfsl train --help`. Methods that tune the encoder (mps, mps+fma) "
-            "take part only when they are named.  [default: all on frozen features but fma-paper and fma-released]"
+            "take part only when they are named.  [default: all on frozen features but fma-paper, fma-bridge and "
+            "fma-released]"
         ),
     ] = None,
     exclude: Annotated[str, typer.Option(help="Methods to leave out, with commas.")] = "",
-    shots: Annotated[str, typer.Option(help="Images a class, with commas; `all` takes all there are.")] = "1,4,16",
+    shots: Annotated[
+        str, typer.Option(help="Up to so many images per class, with commas; `all` takes all there are.")
+    ] = "1,4,16",
+    exact_shots: options.ExactShots = False,
     seeds: Annotated[int, typer.Option(help="Episodes of each: seeds 0, 1, ...")] = 3,
     out: Annotated[
         Path | None,
@@ -56,6 +63,10 @@ def compare(
     template: options.Template = None,
     views: options.Views = None,
     image_root: options.ImageRoot = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    strict: options.Strict = False,
     device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again the cells that OUT holds already.")] = False,
     as_json: options.AsJson = False,
@@ -82,7 +93,12 @@ def compare(
         "pretrained": pretrained,
         "templates": template[0] if template and len(template) == 1 else template,
         "num_views": views,
+        "exact_shots": exact_shots or None,
         "image_root": None if image_root is None else str(image_root),
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "strict": strict or None,
         "device": device,
     }
     whole = data.resolve()

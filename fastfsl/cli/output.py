@@ -1,6 +1,7 @@
 """What commands print: results on stdout, everything else on stderr, so that ``--json`` gives one clean document."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -68,6 +69,19 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     stdout().print(table)
 
 
+def for_people(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a result without what is only for machines; images per class as their range."""
+    shown = {key: value for key, value in document.items() if key not in ("class_accuracy", "files", "next")}
+    counts = shown.pop("class_counts", None)
+    if counts:
+        least, most = min(counts.values()), max(counts.values())
+        shown["images_per_class"] = str(least) if least == most else f"{least} to {most}"
+    files = document.get("files")
+    if files is not None:
+        shown["files"] = f"{files['used']} of {files['seen']} used"
+    return shown
+
+
 def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as a person reads them; nested mappings become dotted names."""
     return [(name, _words(value)) for name, value in _flat(fields)]
@@ -76,6 +90,12 @@ def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 def command(*words: object) -> str:
     """A command as it can be pasted into a shell."""
     return shlex.join(map(str, words))
+
+
+def free_name(name: str) -> str:
+    """A folder's name that is not taken in the working folder, for a command that makes it."""
+    names = (name, *(f"{name}-{number}" for number in range(2, 100)))
+    return next((candidate for candidate in names if not os.path.lexists(candidate)), name)
 
 
 def warn(message: str) -> None:

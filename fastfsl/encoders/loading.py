@@ -26,7 +26,7 @@ from fastfsl.downloads import cached_only_if_offline, require_repository, requir
 from fastfsl.encoders.architecture import load_weights
 from fastfsl.encoders.checkpoint_file import Checkpoint, read_checkpoint
 from fastfsl.encoders.encoder import Encoder, weights_digest
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, memory_error, resource_error
 from fastfsl.images import Preprocessing
 
 _log = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ def _create(plan: _Plan) -> tuple[torch.nn.Module, Callable[[Image.Image], torch
                 plan.source, plan.tag, precision="fp32", device="cpu", force_quick_gelu=plan.force_quick_gelu, **options
             )
     except Exception as error:  # a wrong configuration, the network, a missing package: open_clip raises all kinds
+        if isinstance(error, MemoryError):
+            raise memory_error(f"create {plan.backbone}") from error
         raise ConfigError(_why_not_created(plan, error)) from error
     return model, transform
 
@@ -234,7 +236,9 @@ def _config(plan: _Plan) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(plan.source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration of {plan.backbone} cannot be read: {error}") from error
+        raise resource_error(error, f"read the configuration of {plan.backbone}") or ConfigError(
+            f"the configuration of {plan.backbone} cannot be read: {error}"
+        ) from error
     return config if isinstance(config, dict) else {}
 
 

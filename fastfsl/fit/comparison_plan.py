@@ -10,7 +10,7 @@ from fastfsl.fit.methods import METHODS, SOURCES, find_method
 CELLS, TUNING = "cells", "tuning"
 
 # As published: several times slower than the rest, so that they are compared only when they are named.
-SLOW = ("fma-paper", "fma-released")
+SLOW = ("fma-paper", "fma-bridge", "fma-released")
 
 
 def default_methods() -> tuple[str, ...]:

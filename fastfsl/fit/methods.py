@@ -23,6 +23,9 @@ DEFAULT_METHOD = "auto"
 # Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
 RESERVED = ("logit_scale", "seed", "device", "normalized")
 
+# A parameter of every estimator for scikit-learn's meta-estimators, and data: no option, and in no record.
+_DATA = "class_embeddings"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -33,6 +36,8 @@ class Method:
         path: module and class, `module:Class`.
         summary: one line for the user, with the source.
         preset: parameters that the method pins; whoever names one of them wins over the preset.
+        before: parameters younger than the run's format, as they were before there was a choice: what a run that does
+            not record them was trained with.
         knows_texts: its classifier is made of the classes' texts alone, so that a class can be added by name.
     """
 
@@ -40,6 +45,7 @@ class Method:
     path: str
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
     knows_texts: bool = False
 
     @property
@@ -56,12 +62,16 @@ class Method:
             cls = self.implementation
             hints = get_type_hints(cls.__init__)
             types = {name: hints[name] for name in inspect.signature(cls).parameters}
-        return {name: kind for name, kind in types.items() if name not in RESERVED}
+        return {name: kind for name, kind in types.items() if name not in (*RESERVED, _DATA)}
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
 
-# What both presets share. Both choose the step count on the support (the released code does on the test set).
+# What a run that does not record how it was trained was trained with.
+_FMA_BEFORE = {"warmup": "linear"}
+_SOURCE_BEFORE = {"schedule": "update", "final_rate": 0.0, "drop_last": False}
+
+# What all presets share. They choose the step count on the support (the released code does on the test set).
 _PUBLISHED = {
     "max_steps": 10,
     "epochs": 200,
@@ -112,7 +122,12 @@ METHODS: dict[str, Method] = {
             "fastfsl.heads:TipAdapterF",
             "the same with trained keys (Tip-Adapter-F, arXiv 2207.09519)",
         ),
-        Method("gda", "fastfsl.heads:GDA", "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)"),
+        Method(
+            "gda",
+            "fastfsl.heads:GDA",
+            "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)",
+            before={"views": "mean"},
+        ),
         Method("proker", "fastfsl.heads:ProKeR", "kernel ridge regression about zero-shot (ProKeR, arXiv 2501.11175)"),
         Method(
             "lp++",
@@ -123,20 +138,32 @@ METHODS: dict[str, Method] = {
             "fma",
             _FMA,
             "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)",
+            before=_FMA_BEFORE,
             knows_texts=True,
         ),
         Method(
             "fma-paper",
             _FMA,
-            "the flow as published: 6 blocks, 200 epochs; `noise: bridge` adds its noise (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0},
+            "the flow as published, without its noise: 6 blocks, 200 epochs (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
+            knows_texts=True,
+        ),
+        Method(
+            "fma-bridge",
+            _FMA,
+            "the flow as published, with its noise, a bridge to the class text (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "bridge", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
             knows_texts=True,
         ),
         Method(
             "fma-released",
             _FMA,
-            "the flow as in the authors' code: 12 blocks, no noise unless noise_scale is set (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0},
+            "the flow as in the authors' code: 12 blocks, its own warm-up, no noise unless noise_scale is set "
+            "(FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0, "warmup": "released"},
+            _FMA_BEFORE,
             knows_texts=True,
         ),
     )
@@ -148,7 +175,12 @@ _MPS = "fastfsl.fit.mps:MPS"
 SOURCES: dict[str, Method] = {
     source.name: source
     for source in (
-        Method("mps", _MPS, "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)"),
+        Method(
+            "mps",
+            _MPS,
+            "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "mps-paper",
             _MPS,
@@ -156,29 +188,41 @@ SOURCES: dict[str, Method] = {
             {
                 "alpha": 0.3,
                 "learning_rate": 0.002,
+                "schedule": "epoch",
+                "final_rate": 0.0,
                 "weight_decay": 5e-4,
                 "warmup_epochs": 1,
+                "drop_last": True,
                 "sculpting_weight": 0.1,
                 "align": "both",
                 "gram": "l1",
                 "text_norm": False,
             },
+            _SOURCE_BEFORE,
         ),
         Method(
             "lora",
             "fastfsl.fit.peft_sources:LoRASource",
             "low-rank updates of both towers' attention (CLIP-LoRA, arXiv 2405.18541)",
+            before={**_SOURCE_BEFORE, "scaling": "rank"},
         ),
         Method(
             "clip-adapter",
             "fastfsl.fit.peft_sources:AdapterSource",
             "a small network on the image features (CLIP-Adapter, arXiv 2110.04544)",
+            before=_SOURCE_BEFORE,
         ),
-        Method("coop", "fastfsl.fit.peft_sources:CoOpSource", "learned prompts (CoOp, arXiv 2109.01134)"),
+        Method(
+            "coop",
+            "fastfsl.fit.peft_sources:CoOpSource",
+            "learned prompts (CoOp, arXiv 2109.01134)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "cocoop",
             "fastfsl.fit.peft_sources:CoCoOpSource",
             "learned prompts that depend on the image; exports with an estimator after it (CoCoOp, arXiv 2203.05557)",
+            before=_SOURCE_BEFORE,
         ),
     )
 }
@@ -300,6 +344,16 @@ def _made(method: Method, params: Mapping[str, Any] | None, given: Mapping[str, 
     cls = method.implementation
     taken = inspect.signature(cls).parameters
     return cls(**own, **{key: value for key, value in given.items() if key in taken})
+
+
+def recorded_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's parameters without its data: what a run keeps."""
+    return {name: value for name, value in params.items() if name != _DATA}
+
+
+def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's or a source's parameters without those that are given by who makes it."""
+    return {name: value for name, value in params.items() if name not in (*RESERVED, _DATA)}
 
 
 def check_names(given: Collection[str], known: Collection[str], method: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from fastfsl.errors import ConfigError
+from fastfsl.runtime.batcher import is_interruption
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,8 +43,18 @@ class AsyncBatcher:
         return self._batcher.queue_depth
 
     async def close(self, *, cancel_pending: bool = False) -> None:
-        """As `Batcher.close`, while the loop goes on."""
-        await asyncio.to_thread(self._batcher.close, cancel_pending=cancel_pending)
+        """As `Batcher.close`, while the loop goes on. A task that is cancelled meanwhile cancels what is pending."""
+        try:
+            await asyncio.to_thread(self._batcher.close, cancel_pending=cancel_pending)
+        except BaseException:
+            self._batcher.close(cancel_pending=True, wait=False)
+            raise
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ConfigError(
+            "a batcher belongs to its process and can be neither pickled nor copied; send the Classifier, and make a "
+            "batcher of it there"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,4 +62,4 @@ class AsyncBatcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.close(cancel_pending=is_interruption(kind))

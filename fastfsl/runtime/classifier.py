@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
 
 import numpy as np
 
-from fastfsl.errors import ClosedError, ConfigError
-from fastfsl.runtime.batcher import Batcher
+from fastfsl.errors import ClosedError, ConfigError, DeviceError
+from fastfsl.runtime.batcher import Batcher, is_interruption
 from fastfsl.runtime.class_adder import ClassAdder
 from fastfsl.runtime.engine import Engine
+from fastfsl.runtime.forking import keep_for_ever, reset_in_child
 from fastfsl.runtime.gate import Gate
+from fastfsl.runtime.image_reader import check_reading
 from fastfsl.runtime.loading import Loaded, load_bundle
 from fastfsl.runtime.metrics import Metric, Metrics
 from fastfsl.runtime.prediction import Prediction, softmax
-from fastfsl.runtime.session import check_count
+from fastfsl.runtime.recipe import AddedClass, Recipe
+from fastfsl.runtime.session import check_count, check_memory_limit, check_threads
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,23 +36,38 @@ if TYPE_CHECKING:
 class Classifier:
     """Classifies images, or embeddings, with a bundle. Make one with ``Classifier.load``.
 
-    All methods may be called from several threads at once. Neither ONNX Runtime sessions nor CUDA survive ``fork``: in
-    worker processes load the classifier after the start, or use the spawn method. ``close`` it when it is no longer
-    wanted, or use it as a context manager; calls made later raise ClosedError.
+    All methods may be called from several threads at once. In a child that was forked the first call loads the bundle
+    again, from the same folder, which has to be unaltered: ONNX Runtime's sessions do not survive ``fork``. CUDA does
+    not either and cannot be started again there: calls raise DeviceError. It can be pickled and copied, as its folder,
+    digest, options and added classes, and is loaded anew from them. ``close`` it when it is no longer wanted, or use it
+    as a context manager; calls made later raise ClosedError.
     """
 
-    def __init__(self, loaded: Loaded, *, max_batch: int, metrics: Metrics) -> None:
-        self._loaded = loaded
-        self._engine = Engine(loaded, max_batch, metrics)
-        self._metrics = metrics
-        self._max_batch = max_batch
-        # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
-        self._head = loaded.head
-        self._class_adder = ClassAdder(loaded.origin["bundle"], loaded.manifest, loaded.origin["num_threads"])
+    def __init__(self, loaded: Loaded, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._max_batch: int = recipe.options["max_batch"]
+        self._metrics = Metrics(recipe.on_metrics)
+        self._added: tuple[AddedClass, ...] = ()
+        self._on_card = loaded.on_card()
+        self._forked = self._closing = self._released = False
         self._gate = Gate("classifier", self._release)
-        self._batchers: WeakSet[Batcher] = WeakSet()
-        self._adding = threading.Lock()
-        self._closing = False
+        self._new_locks()
+        self._begin(loaded)
+        reset_in_child(self)
+
+    def _begin(self, loaded: Loaded) -> None:
+        """Compute with these sessions from now on."""
+        adder = ClassAdder(self._recipe.path, loaded.manifest, loaded.origin["num_threads"])
+        head = loaded.head
+        for name, prompts in self._added:
+            head = adder.extended(head, name, prompts)
+        if loaded.encoder is not None:
+            loaded.encoder.reader.metrics = self._metrics
+        self._loaded = loaded
+        self._engine = Engine(loaded, self._max_batch, self._metrics)
+        # Replaced as a whole, never altered: each call reads it once, and its classes and logits belong together.
+        self._head = head
+        self._class_adder = adder
 
     @classmethod
     def load(
@@ -67,6 +85,7 @@ class Classifier:
         gpu_mem_limit: int | None = None,
         on_metrics: Callable[[Metric], None] | None = None,
         warm_up: bool = False,
+        wide_int8: bool = False,
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -93,48 +112,105 @@ class Classifier:
             gpu_mem_limit: bytes that ONNX Runtime may take on the card for each graph; None: what it needs.
             on_metrics: is called with every `fastfsl.runtime.Metric`, from whatever thread it happens on; e.g. what
                 `fastfsl.runtime.prometheus.exporter` returns. What it raises is logged once and costs no answer.
+            wide_int8: run an older int8 bundle where it is refused because the processor would cut sums of its products
+                off at 16 bits (AVX2 or AVX-512 without VNNI): with unsigned weights, which are exact there, in about
+                1.3 times the time. Anywhere else, and with bundles of today, it changes nothing.
             warm_up: compute one batch of every size that is prepared for, so that no request pays for memory, kernels
                 or the import of Pillow.
 
         Raises:
             BundleError: the bundle is incomplete, altered, of an unknown version, or not the expected one.
-            DeviceError: CUDA or compiled kernels were asked for and did not come up, or both onnxruntime packages are
-                installed.
+            DeviceError: CUDA or compiled kernels were asked for and did not come up, both onnxruntime packages are
+                installed, or this processor would compute an older int8 bundle wrongly (see `wide_int8`).
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
-        check_count("max_batch", max_batch)
-        loaded = load_bundle(
-            path,
-            device=device,
-            num_threads=num_threads,
-            alpha=alpha,
-            flow=flow,
-            gpu_mem_limit=gpu_mem_limit,
-            preprocess=preprocess,
-            image_threads=image_threads,
-            expected_digest=expected_digest,
-        )
-        metrics = Metrics(on_metrics)
+        max_batch = check_count("max_batch", max_batch)
+        options = {
+            "device": device,
+            "num_threads": check_threads(num_threads),
+            "alpha": alpha,
+            "flow": flow,
+            "gpu_mem_limit": check_memory_limit(gpu_mem_limit, device),
+            "preprocess": preprocess,
+            "image_threads": check_reading(preprocess, image_threads),
+            "wide_int8": wide_int8,
+        }
+        loaded = load_bundle(path, **options, expected_digest=expected_digest)
         if warm_up:
             loaded.warm_up(max_batch)
-        if loaded.encoder is not None:
-            loaded.encoder.reader.metrics = metrics
-        return cls(loaded, max_batch=max_batch, metrics=metrics)
+        return cls(loaded, Recipe.of(loaded, path, {**options, "max_batch": max_batch, "warm_up": warm_up}, on_metrics))
 
     def close(self) -> None:
         """Close the batchers, wait for the calls in progress, stop all threads and let go of the sessions.
 
         It may be called twice and from several threads. From a callback of a batcher it does not wait: requests whose
-        batch has not begun then end in a ClosedError.
+        batch has not begun then end in a ClosedError. Where Ctrl-C interrupts the wait, and where a context is left by
+        it, they are cancelled, and calls in progress are not waited for.
         """
+        self._close(interrupted=False)
+
+    def _close(self, *, interrupted: bool) -> None:
         with self._adding:
             self._closing = True
             batchers = list(self._batchers)
         # The threads that a callback holds up may be those that the others' answers need.
         wait = not any(batcher.calling_back for batcher in batchers)
-        for batcher in batchers:
-            batcher.close(wait=wait)
-        self._gate.close(wait=wait)
+        try:
+            for batcher in batchers:
+                batcher.close(cancel_pending=interrupted, wait=wait)
+            self._gate.close(wait=wait and not interrupted)
+        except BaseException:
+            for batcher in batchers:
+                batcher.close(cancel_pending=True, wait=False)
+            self._gate.close(wait=False)
+            raise
+
+    def after_fork(self) -> None:
+        """The sessions are of no use in the child; the first call makes others."""
+        self._forked = True
+        self._new_locks()
+        if not self._released:
+            # Letting go of them would wait for their threads, or ask CUDA to free what it no longer knows.
+            keep_for_ever((self._loaded, self._head, self._class_adder))
+
+    def _new_locks(self) -> None:
+        self._batchers: WeakSet[Batcher] = WeakSet()
+        self._adding = threading.Lock()
+        self._loading = threading.RLock()
+
+    def _call(self) -> AbstractContextManager[None]:
+        """For the length of a call."""
+        if self._forked:
+            self._load_again()
+        return self._gate.call()
+
+    def _load_again(self) -> None:
+        with self._loading:
+            if not self._forked or self._closing:
+                return
+            if self._on_card:
+                raise DeviceError(
+                    "the process forked after the classifier was loaded, and CUDA cannot be used in the child; load "
+                    "the classifier in each worker process, or start them by spawn"
+                )
+            loaded = self._recipe.load_again(self._loaded.origin)
+            with self._adding:
+                if not self._closing:
+                    self._begin(loaded)
+                    self._forked = False
+
+    def __reduce__(self) -> tuple[Callable[..., Classifier], Any]:
+        with self._adding:
+            if self._closing:
+                raise ClosedError("a closed classifier can be neither pickled nor copied; load it again")
+            return self._recipe.pickled(type(self), self._added)
+
+    def __copy__(self) -> Classifier:
+        make, arguments = self.__reduce__()
+        return make(*arguments[:-1], self._recipe.on_metrics)
+
+    def __deepcopy__(self, memo: object) -> Classifier:
+        return self.__copy__()
 
     def __enter__(self) -> Self:
         return self
@@ -142,12 +218,12 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close(interrupted=is_interruption(kind))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """One label per class, in the order of the columns of ``probabilities``."""
-        with self._gate.call():
+        with self._call():
             return self._head.class_names
 
     def predict(
@@ -156,7 +232,8 @@ class Classifier:
         """Classify images.
 
         Args:
-            images: one image or any number: paths, bytes of image files, PIL images, uint8 arrays (H, W, 3).
+            images: one image or any number: paths, bytes of image files, open files, PIL images, or uint8 arrays of
+                shape (H, W, 3).
             top_k: classes per image; more than there are means all.
             on_error: "raise" on the first unreadable image, or "mark" its prediction with the error and go on.
 
@@ -168,7 +245,7 @@ class Classifier:
             ShapeError: an array of another shape or dtype.
             ConfigError: an option is out of range.
         """
-        with self._gate.call():
+        with self._call():
             return list(self.stream(images, top_k=top_k, on_error=on_error))
 
     def stream(
@@ -182,16 +259,16 @@ class Classifier:
         Returns:
             An iterator of one prediction per image, in order.
         """
-        check_count("top_k", top_k)
+        top_k = check_count("top_k", top_k)
         if on_error not in ("raise", "mark"):
             raise ConfigError(f"on_error must be 'raise' or 'mark', got {on_error!r}")
-        with self._gate.call():
+        with self._call():
             _ = self._engine.encoder  # if there is none, it is said at once
             return self._stream(self._engine.predictions(self._head, images, top_k, mark=on_error == "mark"))
 
     def probabilities(self, images: Images) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Softmax probabilities of every class, (n, C) float32. Images and errors as for ``predict``."""
-        with self._gate.call():
+        with self._call():
             head = self._head
             parts = [softmax(logits) for logits in self._engine.image_logits(head, images)]
             return _stack(parts, len(head.class_names))
@@ -202,7 +279,7 @@ class Classifier:
         They are L2-normalised, but for those of a bundle whose blend is not (``describe()["blend"]["normalized"]``):
         alpha * tuned + (1 - alpha) * frozen as it is, at most 1 long.
         """
-        with self._gate.call():
+        with self._call():
             return _stack(list(self._engine.embeddings(images)), self._engine.embed_dim)
 
     def batcher(
@@ -227,14 +304,13 @@ class Classifier:
             DataError: the bundle holds no image encoder.
             ConfigError: an option is out of range.
         """
-        largest = self._max_batch if max_batch is None else max_batch
-        check_count("max_batch", largest)
+        largest = self._max_batch if max_batch is None else check_count("max_batch", max_batch)
         if largest > self._max_batch:
             raise ConfigError(
                 f"max_batch must be at most the classifier's {self._max_batch}, got {largest}; load the classifier "
                 "with a larger one"
             )
-        with self._gate.call():
+        with self._call():
             batcher = Batcher(
                 self._engine.encoder.reader.submit,
                 self._answer,
@@ -275,22 +351,22 @@ class Classifier:
             ShapeError: another shape, or no numbers.
             DataError: NaN, infinite, all-zero or, of such a blend, longer rows; they are named.
         """
-        with self._gate.call():
+        with self._call():
             head = self._head
             parts = [head.transport(rows) for rows in self._engine.feature_parts(features)]
             return _stack(parts, self._engine.embed_dim)
 
     def classify_features(self, features: Any, *, top_k: int = 5) -> list[Prediction]:  # noqa: ANN401 - any array-like
         """Classify embeddings; features and errors as for ``transport``, ``top_k`` as for ``predict``."""
-        check_count("top_k", top_k)
-        with self._gate.call():
+        top_k = check_count("top_k", top_k)
+        with self._call():
             head, engine = self._head, self._engine
             parts = [engine.ranked(head, logits, top_k) for logits in engine.feature_logits(head, features)]
             return [prediction for part in parts for prediction in part]
 
     def feature_probabilities(self, features: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 - any array-like
         """Softmax probabilities of every class, (n, C) float32. Features and errors as for ``transport``."""
-        with self._gate.call():
+        with self._call():
             head = self._head
             parts = [softmax(logits) for logits in self._engine.feature_logits(head, features)]
             return _stack(parts, len(head.class_names))
@@ -313,35 +389,39 @@ class Classifier:
                 are not installed.
             BundleError: the bundle's files were altered or removed after it was loaded.
         """
-        with self._gate.call(), self._adding:
-            self._head = self._class_adder.extended(self._head, name, prompts)
+        with self._call(), self._adding:
+            head = self._class_adder.extended(self._head, name, prompts)
+            given = [prompts] if isinstance(prompts, str) else prompts
+            self._added = (*self._added, (name, None if given is None else tuple(given)))
+            self._head = head
 
     def describe(self) -> dict[str, Any]:
         """What is loaded and what runs where, as JSON values.
 
         ``providers`` holds, for each graph, the execution providers its session really has, best first, and
         ``cuda_graphs``, for those on a card, "captured" or why there are none; ``device_fallback`` why "auto" came down
-        to the CPU, or None; ``int8_warning`` why int8 may answer otherwise on this processor, or None; ``flow`` what
-        computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
+        to the CPU, or None; ``int8`` the largest sum of two adjacent int8 weights, whether no processor cuts their
+        products' sums off, and whether they are computed with unsigned weights here, or None without int8; ``flow``
+        what computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
         is normalised, or None if the encoder is no blend; ``added_classes`` what ``add_class`` added.
         """
-        with self._gate.call():
+        with self._call():
             return {**self._loaded.describe(self._head), "max_batch": self._max_batch}
 
     def _stream(self, parts: Generator[list[Prediction], None, None]) -> Iterator[Prediction]:
         """Within the gate for each batch, outside it for what the caller does in between."""
         with closing(parts):
             while True:
-                with self._gate.call():
+                with self._call():
                     part = next(parts, None)
                 if part is None:
                     return
                 yield from part
 
     def _answer(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], top_k: int) -> list[Prediction]:
-        with self._gate.call():
+        with self._call():
             return self._engine.answer(self._head, pixels, top_k)
 
     def _release(self) -> None:
@@ -349,6 +429,7 @@ class Classifier:
             self._loaded.encoder.reader.close(wait=False)  # the last call may end on one of its threads
         # Sessions and their executors end their threads when nobody refers to them any more.
         del self._loaded, self._engine, self._head, self._class_adder
+        self._released = True
 
 
 def _stack(parts: list[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fastfsl.errors import ClosedError
+from fastfsl.runtime.forking import reset_in_child
 
 
 class Gate:
@@ -21,9 +22,16 @@ class Gate:
         self._what = what
         self._release = release
         self._depth: dict[int, int] = {}
+        self._closed = self._released = False
+        self.after_fork()
+        reset_in_child(self)
+
+    def after_fork(self) -> None:
+        """Of the calls in progress only those of the thread that forked go on in the child."""
         self._changed = threading.Condition()
         self._releasing = threading.RLock()
-        self._closed = self._released = False
+        thread = threading.get_ident()
+        self._depth = {ident: depth for ident, depth in self._depth.items() if ident == thread}
 
     @contextmanager
     def call(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import numpy as np
 from fastfsl import bundle
 from fastfsl.errors import BundleError, DeviceError
 from fastfsl.runtime.flow_executor import FlowExecutor
+from fastfsl.runtime.forking import undisturbed
 from fastfsl.runtime.metrics import UNHEARD, Metrics
 from fastfsl.runtime.session import check_graph, run_rows
 
@@ -108,7 +109,8 @@ class Head:
             if flow_logits is None:
                 raise BundleError("a head needs a flow, a read-out or both; export the bundle again")
             return flow_logits
-        logits = self.readout.apply(embeds, flow_logits)
+        with undisturbed:
+            logits = self.readout.apply(embeds, flow_logits)
         if not np.isfinite(logits).all():
             raise BundleError("the bundle's read-out gave NaN or infinite logits; export it again")
         return logits

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from fastfsl.errors import ConfigError, DataError, ShapeError
-from fastfsl.images import PREPROCESS, Preprocessing
+from fastfsl.errors import ClosedError, ConfigError, DataError, ShapeError, memory_error, resource_error
+from fastfsl.images import PREPROCESS, Preprocessing, source_name
+from fastfsl.runtime.forking import forks, undisturbed
 from fastfsl.runtime.metrics import UNHEARD
 from fastfsl.runtime.session import MAX_THREADS, check_count
 from fastfsl.runtime.threads import available_cpus
+from fastfsl.runtime.worker_pool import WorkerPool
 
 # Decoding keeps about this many processors busy beside the encoder before memory bandwidth becomes the limit.
 MAX_WORKERS = 8
@@ -44,7 +46,7 @@ class ImageReader:
         self._prepare = PREPROCESS[preprocess]
         self.metrics = UNHEARD  # hears how long each image takes
         # Pillow releases the interpreter lock while it decodes and resizes. Threads start with the first batch.
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastfsl-images")
+        self._pool = WorkerPool(self.threads, "fastfsl-images")
 
     def close(self, *, wait: bool = True) -> None:
         """Let the threads end once the images they are on are read. No image may be handed over afterwards.
@@ -60,13 +62,26 @@ class ImageReader:
         Raises:
             DataError: the image cannot be read; it is named.
             ShapeError: an array of another shape or dtype.
+            ResourceError: the machine has no memory or file handles left, or its storage fails.
         """
-        with self.metrics.timed("decode"):
-            return self._prepare(source, self._preprocessing)
+        try:
+            with undisturbed, self.metrics.timed("decode"):
+                return self._prepare(source, self._preprocessing)
+        except MemoryError as error:
+            raise memory_error(f"read the image {source_name(source)}") from error
 
     def submit(self, source: Any) -> Future[Pixels]:  # noqa: ANN401 - checked by open_image
         """The same on a thread of the pool."""
-        return self._pool.submit(self.read_one, source)
+        return self._hand_over(self.read_one, source)
+
+    def _hand_over(self, work: Callable[[Any], Any], item: object) -> Future[Any]:
+        try:
+            return self._pool.submit(work, item)
+        except RuntimeError as error:
+            fault = resource_error(error, "decode images")  # no thread can be had
+            if fault is None:
+                raise
+            raise fault from error
 
     def batches(self, sources: Iterable[Any], size: int) -> Generator[tuple[Pixels, Errors]]:
         """Prepare images batch by batch; while the caller works on one, the next is being read.
@@ -85,6 +100,7 @@ class ImageReader:
         reading: deque[_Batch] = deque()
         failure: Exception | None = None
         exhausted = False
+        process = forks()
         try:
             while True:
                 while not exhausted and len(reading) <= LOOK_AHEAD:
@@ -95,13 +111,18 @@ class ImageReader:
                     exhausted = images is None
                     if images is not None:
                         reading.append(self._start(images, here=len(images) == 1 and not reading))
+                if forks() != process:
+                    raise ClosedError(
+                        "the process forked while these images were read, and the threads that read them are the "
+                        "other one's; ask again in this one"
+                    )
                 if not reading:
                     break
                 batch = reading[0].result()
                 reading.popleft()
                 yield batch
         finally:
-            for waiting in reading:
+            for waiting in reading if forks() == process else ():
                 waiting.cancel()
         if failure is not None:
             raise failure
@@ -117,7 +138,7 @@ class ImageReader:
                 return _without_frames(error)
             return None
 
-        return _Batch(pixels, read, None if here else [self._pool.submit(read, index) for index in range(len(sources))])
+        return _Batch(pixels, read, None if here else [self._hand_over(read, index) for index in range(len(sources))])
 
 
 class _Batch:
@@ -163,18 +184,20 @@ def _without_frames(error: DataError | ShapeError) -> DataError | ShapeError:
     return error
 
 
-def check_reading(preprocess: str, image_threads: int | None) -> None:
-    """Refuse options of `Classifier.load` that no reader takes.
+def check_reading(preprocess: str, image_threads: int | None) -> int | None:
+    """The number of threads, as a plain int; refuses options of `Classifier.load` that no reader takes.
 
     Raises:
         ConfigError: names the option.
     """
     if preprocess not in PREPROCESS:
         raise ConfigError(f"preprocess must be one of {', '.join(PREPROCESS)}, got {preprocess!r}")
-    if image_threads is not None:
-        check_count("image_threads", image_threads)
-        if image_threads > MAX_THREADS:
-            raise ConfigError(f"image_threads must be at most {MAX_THREADS}, got {image_threads}")
+    if image_threads is None:
+        return None
+    threads = check_count("image_threads", image_threads)
+    if threads > MAX_THREADS:
+        raise ConfigError(f"image_threads must be at most {MAX_THREADS}, got {threads}")
+    return threads
 
 
 def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what is no image is refused one by one
@@ -186,7 +209,7 @@ def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what 
         return [images]
     if isinstance(images, np.ndarray):
         return images if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not hasattr(images, "tobytes"):
+    if isinstance(images, Iterable) and not hasattr(images, "tobytes") and not hasattr(images, "read"):
         return images
     return [images]
 

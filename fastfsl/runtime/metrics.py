@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
+
+from fastfsl.runtime.forking import undisturbed
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -54,7 +55,7 @@ class Metrics:
 
     def __init__(self, callback: Callable[[Metric], None] | None) -> None:
         self._callback = callback
-        self._complained = threading.Event()
+        self._complained = False
 
     def count(self, name: str, value: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -88,10 +89,11 @@ class Metrics:
         if self._callback is None:
             return
         try:
-            self._callback(Metric(name, kind, value, labels))
+            with undisturbed:  # a collector's locks are not to be held when the process forks
+                self._callback(Metric(name, kind, value, labels))
         except Exception:  # noqa: BLE001 - whatever the callback raises
-            if not self._complained.is_set():
-                self._complained.set()
+            if not self._complained:
+                self._complained = True
                 _log.exception("on_metrics failed on %s; further failures of it are not reported", name)
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -63,16 +63,28 @@ def exporter(classifier: str, registry: CollectorRegistry | None = None) -> Call
             _of_registry[registry] = _collectors(prometheus_client, registry)
         collectors = _of_registry[registry]
 
-    def tell(metric: Metric) -> None:
-        child = collectors[metric.name].labels(classifier=classifier, **metric.labels)
+    return _Exporter(classifier, None if registry is prometheus_client.REGISTRY else registry, collectors)
+
+
+class _Exporter:
+    """What `exporter` returns. Pickled, it is that of the other process's own registry."""
+
+    def __init__(self, classifier: str, registry: CollectorRegistry | None, collectors: Mapping[str, Any]) -> None:
+        self._classifier = classifier
+        self._registry = registry
+        self._collectors = collectors
+
+    def __reduce__(self) -> tuple[Callable[..., Callable[[Metric], None]], tuple[Any, ...]]:
+        return exporter, (self._classifier, self._registry)
+
+    def __call__(self, metric: Metric) -> None:
+        child = self._collectors[metric.name].labels(classifier=self._classifier, **metric.labels)
         if metric.kind == "counter":
             child.inc(metric.value)
         elif metric.kind == "gauge":
             child.set(metric.value)
         else:
             child.observe(metric.value)
-
-    return tell
 
 
 def _collectors(prometheus_client: ModuleType, registry: CollectorRegistry) -> dict[str, Any]:

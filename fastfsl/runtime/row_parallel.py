@@ -6,10 +6,12 @@ the rows makes them meet once. A single row still wants every thread on it.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastfsl.runtime.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ class RowParallelSession:
         self._single = single
         self._num_threads = num_threads
         self._whole = {node.name for node in shared.get_overridable_initializers()}
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastfsl-rows")
+        self._pool = WorkerPool(num_threads, "fastfsl-rows")
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
         """Compute the named outputs; the first dimension of every output and input is the rows.
@@ -46,16 +48,15 @@ class RowParallelSession:
         if count < ROWS_PER_THREAD * self._num_threads:
             return self._shared.run(output_names, input_feed)
         bounds = [count * part // self._num_threads for part in range(self._num_threads + 1)]
-        parts = list(
-            self._pool.map(
-                lambda start, end: self._single.run(
-                    output_names, {**input_feed, **{name: values[start:end] for name, values in rows.items()}}
-                ),
-                bounds[:-1],
-                bounds[1:],
+        parts = [
+            self._pool.submit(
+                self._single.run,
+                output_names,
+                {**input_feed, **{name: values[start:end] for name, values in rows.items()}},
             )
-        )
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+            for start, end in pairwise(bounds)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*(part.result() for part in parts), strict=True)]
 
     def get_inputs(self) -> list[Node]:
         """The graph's inputs."""

@@ -11,7 +11,8 @@ import pytest
 
 from fastfsl.cli import parts as PARTS
 from fastfsl.cli.doctor import compiled_kernels, find_gpus, find_problems, parse_nvidia_smi
-from fastfsl.cli.machine import processor, threads
+from fastfsl.cli.machine import threads
+from fastfsl.runtime.processor import processor
 from tests.runtime.fake_driver import FakeDriver
 
 # The package's attribute of that name is the command, not the module.

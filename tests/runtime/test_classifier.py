@@ -281,7 +281,7 @@ def test_describe_is_json_and_says_what_runs_where(classifier, bundle_dir):
     assert described["num_threads"] == 1
     assert described["max_batch"] == 4
     assert len(described["digest"]) == 64
-    assert set(described["files"]) == {"visual/model.onnx", "flow/model.onnx", "README.md"}
+    assert set(described["files"]) == {"visual/model.onnx", "flow/model.onnx"}
     assert described["readout"] is None
     assert classifier.class_names == NAMES
 

@@ -94,7 +94,7 @@ def test_closing_from_a_callback_waits_for_nothing_that_needs_its_thread(bundle_
     bad.add_done_callback(lambda _: classifier.close())  # on the thread that all images are read on
     call = threading.Thread(target=lambda: predicted.extend(classifier.predict(photos[:2])), daemon=True)
     call.start()
-    while pool._work_queue.qsize() < 4:
+    while pool._jobs.qsize() < 4:
         time.sleep(0.001)
     go_on.set()
     call.join(10)

@@ -22,6 +22,10 @@ from fastfsl.runtime.session import create_session, installed_onnxruntimes, load
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
+class FakeSession(SimpleNamespace):
+    __hash__ = object.__hash__  # as onnxruntime's
+
+
 class FakeOnnxruntime:
     """An onnxruntime that lists CUDA, whose sessions come up on ``comes_up`` or raise."""
 
@@ -46,11 +50,13 @@ class FakeOnnxruntime:
         self.asked.append(names)
         if self.raises and CUDA in names:
             raise RuntimeError(self.raises)
-        return SimpleNamespace(get_providers=lambda: self.comes_up if CUDA in names else [CPU])
+        return FakeSession(get_providers=lambda: self.comes_up if CUDA in names else [CPU])
 
 
 @pytest.fixture
 def fake(monkeypatch):
+    monkeypatch.setenv("FASTFSL_ARENA_BYTES", "0")  # it has no arenas
+
     def install(comes_up, raises=None):
         module = FakeOnnxruntime(comes_up, raises)
         monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)

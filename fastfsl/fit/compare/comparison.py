@@ -11,7 +11,7 @@ import torch
 
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
-from fastfsl.errors import DataError, FastFSLError
+from fastfsl.errors import DataError, FastFSLError, ResourceError
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
@@ -21,7 +21,7 @@ from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.compare.tunings import Tunings
 from fastfsl.fit.comparison_plan import CELLS, TUNING, check_folder, check_plan, default_methods, shots_label
 from fastfsl.fit.config import TrainConfig, check_params
-from fastfsl.fit.methods import RESERVED, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.methods import find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
 
@@ -45,7 +45,7 @@ def compare(
     The test split's labels are read to score, never before: nothing fitted or chosen sees them.
 
     Args:
-        data: an image folder, a CoOp split file or a feature file.
+        data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         methods: names of the registry; default those on frozen features but `SLOW`. Of methods that tune the encoder
             (images only) those with the same source and options share its training: `mps` and `mps+fma`.
         shots: samples a class; None stands for all there are.
@@ -56,8 +56,8 @@ def compare(
         out: folder that keeps finished cells and the progress of a tuning, and in the end the results; cells that it
             holds already are not computed again. None keeps nothing.
         force: compute them again nevertheless.
-        config: its device, its classes, and for images its backbone, pretrained, templates, num_views, augmentation
-            and image_root are used.
+        config: its device, its classes, whether shots are exact, and for images its backbone, pretrained, templates,
+            num_views, augmentation and how the data are read are used.
         reporter: hears of progress and warnings.
         cache_dir: where features of images are kept; by default the user's cache folder.
 
@@ -81,9 +81,16 @@ def compare(
         data, names, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir
     )
     looked_over = audit(
-        pool.class_names, pool.train.as_classified, pool.train.labels, pool.test.features, pool.test.labels
+        pool.class_names,
+        pool.train.as_classified,
+        pool.train.labels,
+        pool.test.features,
+        pool.test.labels,
+        train_items=pool.train_items,
+        test_items=pool.test_items,
     )
-    for warning in looked_over.warnings():
+    findings = (*pool.notes, *looked_over.warnings())
+    for warning in findings:
         reporter.warn(warning)
     specs = [
         CellSpec(method=name, **resolved[name], shots=number, seed=seed, device=device)
@@ -96,7 +103,7 @@ def compare(
         rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
         failures=tuple(failures),
-        warnings=tuple(looked_over.warnings()),
+        warnings=findings,
         data={
             "path": str(data),
             "classes": config.classes,
@@ -105,6 +112,7 @@ def compare(
             "class_counts": list(looked_over.class_counts),
             "split": split,
             "num_test": len(pool.test.labels),
+            "files": pool.files,
         },
         settings={
             "methods": {name: _in_sections(name, **resolved[name]) for name in names},
@@ -130,9 +138,7 @@ def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
-    return {
-        part: {key: value for key, value in values.items() if key not in RESERVED} for part, values in every.items()
-    }
+    return {part: own_params(values) for part, values in every.items()}
 
 
 def _in_sections(name: str, params: dict[str, Any], source_params: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +167,8 @@ def _run_all(
         if cell is None:
             try:
                 cell = run_cell(spec, pool, tunings=tunings, reporter=_Named(spec, reporter))
+            except ResourceError:  # no method's fault: the same command goes on here
+                raise
             except (FastFSLError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
                 failures.append(Failure(spec, str(error)))
                 reporter.warn(f"{spec}: {error}")
