@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
-from fastfsl.cli.output import print_json, stdout
+from fastfsl.cli.checks import check_comparison, check_data
+from fastfsl.cli.output import command, print_json, stdout
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.errors import ConfigError
@@ -80,8 +81,9 @@ def compare(
     charged for it in full.
     """
     require_training()
-    from fastfsl.fit.compare import compare as run_comparison
-    from fastfsl.fit.config import load_config
+    check_data(data)
+    from fastfsl.fit.comparison_plan import check_folder, check_plan
+    from fastfsl.fit.config import check_params, load_config
 
     chosen = _chosen(methods, exclude)
     params, data_options = _from_yaml(config)
@@ -103,28 +105,49 @@ def compare(
     name = whole.name if whole.is_dir() else whole.stem
     folder = Path(f"compare-{name}") if out is None else out
     given = {name: value for name, value in flags.items() if value is not None}
+    resolved, numbers = load_config(flags={**data_options, **given}), _shots(shots)
+    check_plan(chosen, numbers, seeds)
+    check_folder(folder)
+    for method in chosen:
+        check_params(method, params.get(method, {}))
+    check_comparison(data, resolved, chosen, numbers, split)
+
+    from fastfsl.fit.compare import compare as run_comparison
+
     with reporting(overall="cells") as reporter:
         comparison = run_comparison(
             data,
             methods=chosen,
-            shots=_shots(shots),
+            shots=numbers,
             seeds=seeds,
             params=params,
             split=split,
             out=folder,
             force=force,
-            config=load_config(flags={**data_options, **given}),
+            config=resolved,
             reporter=reporter,
         )
     _draw(comparison, name, folder / "accuracy.png")
     if as_json:
-        print_json(comparison.document())
+        print_json({**comparison.document(), "out": str(folder)})
     else:
         _print_table(comparison)
+        stdout().print(f"Results and plot: {folder}", soft_wrap=True)
+        stdout().print(f"Next: {_next(comparison, data)}", soft_wrap=True)
+
+
+def _next(comparison: "Comparison", data: Path) -> str:
+    """The command that trains the method that did best."""
+    ranked = [row for row in comparison.rows if row.accuracy_mean is not None]
+    if not ranked:
+        return command("fastfsl", "doctor")
+    last = [row for row in ranked if row.shots == ranked[-1].shots]
+    best = max(last, key=lambda row: row.accuracy_mean or 0.0)
+    return command("fastfsl", "train", data, "--out", "run", "--method", best.method)
 
 
 def _chosen(methods: str | None, exclude: str) -> list[str]:
-    from fastfsl.fit.compare import check_methods, default_methods
+    from fastfsl.fit.comparison_plan import check_methods, default_methods
 
     chosen = _listed(methods) if methods is not None else list(default_methods())
     left_out = _listed(exclude)
@@ -147,7 +170,7 @@ def _listed(text: str) -> list[str]:
 
 def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Parameters by method, and the options of data and encoder."""
-    from fastfsl.fit.compare import check_methods
+    from fastfsl.fit.comparison_plan import check_methods
     from fastfsl.fit.config import read_yaml
 
     values = read_yaml(config)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastfsl.cli.output import print_fields, print_json
+from fastfsl.cli.checks import check_export
+from fastfsl.cli.output import command, print_fields, print_json, stdout
 from fastfsl.cli.progress import reporting
 from fastfsl.cli.requirements import require_export
 
@@ -49,13 +50,17 @@ def export(
     from fastfsl.files import check_output
 
     require_export()
+    from fastfsl.kernels.aot import parse_architectures
+
+    check_export(run, text=text)
+    architectures = () if arch is None else parse_architectures(arch)
+    check_output(bundle, marker=MANIFEST_NAME, force=force)
+
     from fastfsl.export.bundle_writer import export_run
     from fastfsl.export.flow_kernels import KernelOptions
     from fastfsl.fit.run import Run
-    from fastfsl.kernels.aot import parse_architectures
 
-    kernels = KernelOptions(() if arch is None else parse_architectures(arch), kernel_dtype)
-    check_output(bundle, marker=MANIFEST_NAME, force=force)
+    kernels = KernelOptions(architectures, kernel_dtype)
     with reporting() as reporter:
         manifest = export_run(
             Run.load(run),
@@ -78,8 +83,12 @@ def export(
         "size_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "files": sorted(manifest.files),
         "parity": manifest.parity,
+        "next": command("fastfsl", "predict", bundle, "IMAGE")
+        if manifest.preprocessing is not None
+        else command("fastfsl", "evaluate", bundle, "FEATURES.npz"),
     }
     if as_json:
         print_json(document)
     else:
         print_fields(f"Exported {bundle}", document)
+        stdout().print(f"Next: {document['next']}", soft_wrap=True)

@@ -43,6 +43,7 @@ def inspect(
         unverified_files,
     )
 
+    check_bundle(bundle)
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
     if digest_only:

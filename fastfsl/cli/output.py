@@ -1,7 +1,9 @@
 """What commands print: results on stdout, everything else on stderr, so that ``--json`` gives one clean document."""
 
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -69,7 +71,7 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
 
 def for_people(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a result without what is only for machines; images per class as their range."""
-    shown = {key: value for key, value in document.items() if key not in ("class_accuracy", "files")}
+    shown = {key: value for key, value in document.items() if key not in ("class_accuracy", "files", "next")}
     counts = shown.pop("class_counts", None)
     if counts:
         least, most = min(counts.values()), max(counts.values())
@@ -83,6 +85,17 @@ def for_people(document: Mapping[str, Any]) -> dict[str, Any]:
 def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as a person reads them; nested mappings become dotted names."""
     return [(name, _words(value)) for name, value in _flat(fields)]
+
+
+def command(*words: object) -> str:
+    """A command as it can be pasted into a shell."""
+    return shlex.join(map(str, words))
+
+
+def free_name(name: str) -> str:
+    """A folder's name that is not taken in the working folder, for a command that makes it."""
+    names = (name, *(f"{name}-{number}" for number in range(2, 100)))
+    return next((candidate for candidate in names if not os.path.lexists(candidate)), name)
 
 
 def warn(message: str) -> None:

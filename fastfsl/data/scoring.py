@@ -66,13 +66,13 @@ def features_to_score(
         DataError: if the data have a class that the classifier does not know.
         ShapeError: if the width differs.
     """
-    label_map = _label_map(dataset.class_names, class_names)
+    positions = label_map(dataset.class_names, class_names)
     features, labels = dataset.split(split)
     if features.shape[-1] != embed_dim:
         raise ShapeError(f"expected features of width {embed_dim}, got {features.shape[-1]}: use the same encoder")
     if features.ndim == 3:  # as in training: the mean of the views' directions
         features = unit(features, "features").mean(axis=1)
-    return features, label_map[labels]
+    return features, positions[labels]
 
 
 def images_to_score(
@@ -98,7 +98,7 @@ def images_to_score(
         DataError: if the data have an unknown class, the split is missing or nothing is left to score; with `strict`
             if a file would be skipped.
     """
-    label_map = _label_map(dataset.class_names, class_names)
+    positions = label_map(dataset.class_names, class_names)
     flat = split == "test" and set(dataset.splits) == {"train"}
     own = "train" if flat else split
     dataset.skipped.check(strict=strict)
@@ -123,7 +123,7 @@ def images_to_score(
             f"every image of {dataset.root} was trained on, none is left to score: "
             "train with fewer --shots, or evaluate on a folder with test/"
         )
-    samples = tuple(ImageSample(sample.path, int(label_map[sample.label])) for sample in chosen)
+    samples = tuple(ImageSample(sample.path, int(positions[sample.label])) for sample in chosen)
     account = file_account(len(samples), skipped)
     return ImagesToScore(samples, num_unreadable=len(damaged), num_excluded=excluded, files=account)
 
@@ -244,7 +244,7 @@ def digest_of(path: Path) -> str:
         ) from error
 
 
-def _label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
+def label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
     """Where each class of the data stands among the classifier's classes, (C of the data,)."""
     unexpected = [name for name in found if name not in expected]
     if unexpected:

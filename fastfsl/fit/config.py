@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fastfsl.data import ClassSelection, Columns, FeatureDataset, ImageDataset, load_dataset, select_classes
 from fastfsl.errors import ConfigError, resource_error
-from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.methods import (
     DEFAULT_METHOD,
     Method,
@@ -19,7 +18,10 @@ from fastfsl.fit.methods import (
     make_estimator,
     make_source,
 )
-from fastfsl.fit.source import Source
+
+if TYPE_CHECKING:  # either would import torch, and a wrong option is to be told before that
+    from fastfsl.fit.estimator import Estimator
+    from fastfsl.fit.source import Source
 
 # numpy's and scikit-learn's random states take 32 bits.
 _MAX_SEED = 2**32 - 1
@@ -78,11 +80,11 @@ class TrainConfig(BaseModel):
         columns = Columns(self.path_column, self.label_column, self.split_column)
         return select_classes(load_dataset(data, self.image_root, columns), self.classes)
 
-    def source(self) -> Source | None:
+    def source(self) -> "Source | None":
         """The method's untrained source; None where it has none."""
         return make_source(self.method, self.source_params, seed=self.seed)
 
-    def estimator(self, *, logit_scale: float) -> Estimator:
+    def estimator(self, *, logit_scale: float) -> "Estimator":
         """The method's unfitted estimator."""
         return make_estimator(self.method, self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
 
@@ -138,6 +140,20 @@ def method_params(
         typed_params(method, {**method.preset, **for_method}),
         {} if source is None else typed_params(source, {**source.preset, **for_source}),
     )
+
+
+def check_params(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`method_params`, with every mistake told as one of ours.
+
+    Raises:
+        ConfigError: there is no such method or parameter, or a value is of another type.
+    """
+    try:
+        return method_params(name, given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
+        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
 
 
 def _shared_out(given: Mapping[str, Any], source: Method, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:

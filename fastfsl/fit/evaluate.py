@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ClassSelection, Columns, FeatureDataset, ImageDataset, load_dataset, select_classes
+from fastfsl.data import (
+    ClassSelection,
+    Columns,
+    FeatureDataset,
+    ImageDataset,
+    ImageSample,
+    load_dataset,
+    select_classes,
+)
+from fastfsl.data.baselines import Predicted, text_accuracy
 from fastfsl.data.scoring import Evaluation, features_to_score, images_to_score, score
-from fastfsl.encoders import Encoder, load_encoder
+from fastfsl.encoders import Encoder, class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError, DataError
 from fastfsl.fit.mps import MPS
 from fastfsl.fit.run import Run
@@ -27,6 +36,7 @@ class Samples:
         num_unreadable: images that could not be decoded, not among them.
         num_excluded: images of a flat folder left out because they were the support.
         files: what became of every file; None for features.
+        paths: of the images; empty for features.
     """
 
     features: NDArray[np.float32]
@@ -34,6 +44,7 @@ class Samples:
     num_unreadable: int = 0
     num_excluded: int = 0
     files: dict[str, Any] | None = None
+    paths: tuple[Path, ...] = ()
 
     def score(
         self,
@@ -68,7 +79,8 @@ def evaluate_run(
     alpha: float | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
-    on_predicted: Callable[[NDArray[Any], NDArray[np.int64]], None] | None = None,
+    dataset: ImageDataset | FeatureDataset | None = None,
+    on_predicted: Callable[[Predicted], None] | None = None,
 ) -> Evaluation:
     """Score a run on a split, or on those of its samples that are of base or of new classes.
 
@@ -84,31 +96,61 @@ def evaluate_run(
         alpha: another weight of the tuned branch in a blend than that of the training.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
-        on_predicted: hears the probabilities (n, C) and the labels (n,) behind the score.
+        dataset: what `data` holds of these classes, if it was read already.
+        on_predicted: hears what the score is made of.
 
     Raises:
         ConfigError: if `alpha` is given and the run's encoder is no blend, or it is out of range.
         DataError: if the data are of another kind than the run's or have a class it does not know.
         BundleError: if the run's encoder can no longer be found as it was.
     """
-    dataset = select_classes(load_dataset(data, image_root, columns), classes)
+    if dataset is None:
+        dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("alpha weighs the branches of the encoder, and features have left it: give it images")
-    names = run.record.class_names
+    names, hears = run.record.class_names, reporter or SilentReporter()
     samples = samples_to_score(
         run,
         dataset,
         names,
         split,
         lambda: run_encoder(run, device=device, alpha=alpha),
-        reporter or SilentReporter(),
+        hears,
         cache_dir,
         strict=strict,
     )
     probabilities = run.probabilities(samples.features, lambda: base_encoder(run, device=device))
     if on_predicted is not None:
-        on_predicted(probabilities, samples.labels)
+        zero_shot = _zero_shot_accuracy(run, dataset, samples, device, hears, cache_dir)
+        on_predicted(Predicted(names, probabilities, samples.labels, samples.paths, zero_shot))
     return samples.score(probabilities.argmax(axis=1), names, probabilities, run.threshold)
+
+
+def _zero_shot_accuracy(
+    run: Run,
+    dataset: ImageDataset | FeatureDataset,
+    samples: Samples,
+    device: str,
+    reporter: Reporter,
+    cache_dir: Path | None,
+) -> float | None:
+    """Accuracy of the class texts alone on the same samples; None where they are not at hand."""
+    texts, features = run.texts, samples.features
+    if isinstance(dataset, FeatureDataset):
+        if texts is None and list(dataset.class_names) == list(run.record.class_names):
+            texts = dataset.class_embeddings
+    elif texts is None or run.source is not None:  # a run of an older version, or features of a tuned encoder
+        encoder = base_encoder(run, device=device)
+        texts = class_embeddings(encoder, run.record.class_names, run.record.config.templates)
+        if run.source is not None:
+            images = tuple(map(ImageSample, samples.paths, samples.labels.tolist()))
+            features = encode_plain(
+                encoder,
+                images,
+                cache_dir=cache_dir,
+                progress=lambda done, total: reporter.stage("encoding for zero-shot", done, total),
+            )
+    return None if texts is None else text_accuracy(features, texts, samples.labels)
 
 
 def samples_to_score(
@@ -148,7 +190,8 @@ def samples_to_score(
         progress=lambda done, total: reporter.stage("encoding", done, total),
     )
     labels = np.array([sample.label for sample in images.samples], dtype=np.int64)
-    return Samples(features, labels, images.num_unreadable, images.num_excluded, images.files)
+    paths = tuple(sample.path for sample in images.samples)
+    return Samples(features, labels, images.num_unreadable, images.num_excluded, images.files, paths)
 
 
 def run_encoder(run: Run, *, device: str = "cpu", alpha: float | None = None) -> Encoder:

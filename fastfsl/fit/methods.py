@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastfsl.errors import ConfigError
+from fastfsl.fit.signatures import read_options
 
 if TYPE_CHECKING:
     from fastfsl.fit.estimator import Estimator
@@ -37,6 +38,7 @@ class Method:
         preset: parameters that the method pins; whoever names one of them wins over the preset.
         before: parameters younger than the run's format, as they were before there was a choice: what a run that does
             not record them was trained with.
+        knows_texts: its classifier is made of the classes' texts alone, so that a class can be added by name.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Method:
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
+    knows_texts: bool = False
 
     @property
     def implementation(self) -> type[Any]:
@@ -53,10 +56,13 @@ class Method:
         return cls
 
     def parameters(self) -> dict[str, Any]:
-        """Types of its own parameters by name."""
-        cls = self.implementation
-        types = get_type_hints(cls.__init__)
-        return {name: types[name] for name in inspect.signature(cls).parameters if name not in (*RESERVED, _DATA)}
+        """Types of its own parameters by name; read from the source where that can be, for an import takes seconds."""
+        types = read_options(self.path)
+        if types is None:
+            cls = self.implementation
+            hints = get_type_hints(cls.__init__)
+            types = {name: hints[name] for name in inspect.signature(cls).parameters}
+        return {name: kind for name, kind in types.items() if name not in (*RESERVED, _DATA)}
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
@@ -94,7 +100,12 @@ METHODS: dict[str, Method] = {
             "fastfsl.fit.auto:Auto",
             "gda, proker, lp++ and fma together, weighted and calibrated on held-out support (arXiv 1706.04599)",
         ),
-        Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
+        Method(
+            "zero-shot",
+            "fastfsl.heads:ZeroShot",
+            "cosines with the class texts (CLIP, arXiv 2103.00020)",
+            knows_texts=True,
+        ),
         Method(
             "nearest-mean",
             "fastfsl.heads:NearestMean",
@@ -128,6 +139,7 @@ METHODS: dict[str, Method] = {
             _FMA,
             "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)",
             before=_FMA_BEFORE,
+            knows_texts=True,
         ),
         Method(
             "fma-paper",
@@ -135,6 +147,7 @@ METHODS: dict[str, Method] = {
             "the flow as published, without its noise: 6 blocks, 200 epochs (FMA, arXiv 2510.14543)",
             {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0, "warmup": "linear"},
             _FMA_BEFORE,
+            knows_texts=True,
         ),
         Method(
             "fma-bridge",
@@ -142,6 +155,7 @@ METHODS: dict[str, Method] = {
             "the flow as published, with its noise, a bridge to the class text (FMA, arXiv 2510.14543)",
             {**_PUBLISHED, "num_blocks": 6, "noise": "bridge", "noise_scale": 1.0, "warmup": "linear"},
             _FMA_BEFORE,
+            knows_texts=True,
         ),
         Method(
             "fma-released",
@@ -150,6 +164,7 @@ METHODS: dict[str, Method] = {
             "(FMA, arXiv 2510.14543)",
             {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0, "warmup": "released"},
             _FMA_BEFORE,
+            knows_texts=True,
         ),
     )
 }
@@ -213,7 +228,9 @@ SOURCES: dict[str, Method] = {
 }
 
 # The estimator of a source by itself.
-_READOUT = Method("texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves")
+_READOUT = Method(
+    "texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves", knows_texts=True
+)
 
 
 def find_source(name: object) -> Method | None:
@@ -232,6 +249,35 @@ def find_method(name: object) -> Method:
         ConfigError: there is no such method.
     """
     return _parts(name)[1]
+
+
+def check_takes_features(method: str) -> None:
+    """Refuse a method that cannot do with a feature file.
+
+    Raises:
+        ConfigError: it tunes the encoder.
+    """
+    if find_source(method) is not None:
+        raise ConfigError(
+            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
+            "methods on features"
+        )
+
+
+def extensible(name: str, weights: object = None) -> bool:
+    """Whether a class can be added to a method's classifier by its name alone.
+
+    Args:
+        name: of the method.
+        weights: of the components that `auto` chose, by name.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = find_method(name)
+    if method.name == "auto" and isinstance(weights, dict):
+        return bool(weights) and all(part in METHODS and METHODS[part].knows_texts for part in weights)
+    return method.knows_texts
 
 
 def _parts(name: object) -> tuple[Method | None, Method]:

@@ -4,6 +4,7 @@ run.json            the resolved configuration, data, encoder, selection with it
 episode.json        which images or features were the support
 model.safetensors   the fitted arrays
 source.safetensors  what was tuned of the encoder, where the method has a source
+texts.safetensors   the class embeddings before any training, which zero-shot is judged by
 """
 
 import hashlib
@@ -43,7 +44,7 @@ from fastfsl.fit.source import ClassTexts, Source
 from fastfsl.fit.text_readout import TextReadout
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
-SOURCE_FILE = "source.safetensors"
+SOURCE_FILE, TEXTS_FILE = "source.safetensors", "texts.safetensors"
 
 
 # Far beyond any encoder: a damaged record must not fill the memory.
@@ -131,17 +132,23 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True)
 class SupportFeatures:
-    """Features of the support as they are classified, (n, d), and their class indices, (n,)."""
+    """Features of the support as they are classified, (n, d), and their class indices, (n,).
+
+    Attributes:
+        zero_shot_accuracy: of the class texts alone on these samples, which they have not seen.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
+    zero_shot_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """A fitted estimator with its record, its episode, and the source of its features where there is one.
 
-    Of a run that was just trained `support` is what it was trained on; a run folder does not keep it.
+    Of a run that was just trained `support` is what it was trained on; a run folder does not keep it. `texts` are the
+    class embeddings of the encoder before any training, (C, d); a run folder of an older version has none.
     """
 
     record: RunRecord
@@ -149,6 +156,7 @@ class Run:
     estimator: Estimator
     source: Source | None = None
     support: SupportFeatures | None = field(default=None, repr=False, compare=False)
+    texts: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def tuned(self, encoder: Encoder, alpha: float | None = None) -> Encoder:
         """The encoder whose features the estimator takes.
@@ -242,6 +250,8 @@ class Run:
             (staging / MODEL_FILE).write_bytes(save(state))  # its save_file would make the file private
             if self.source is not None:
                 (staging / SOURCE_FILE).write_bytes(save(self.source.state()))
+            if self.texts is not None:
+                (staging / TEXTS_FILE).write_bytes(save({"texts": np.ascontiguousarray(self.texts)}))
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -260,7 +270,8 @@ class Run:
             record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8-sig"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
-            return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder))
+            episode, source = Episode.load(folder / EPISODE_FILE), _source(record, folder)
+            return cls(record, episode, estimator, source, texts=_texts(record, folder))
         except ValidationError as error:
             first = error.errors()[0]
             raise BundleError(
@@ -272,6 +283,16 @@ class Run:
             raise resource_error(error, f"read {folder}") or BundleError(
                 f"{folder} is not a readable run ({error}): train it again"
             ) from error
+
+
+def _texts(record: RunRecord, folder: Path) -> NDArray[np.float32] | None:
+    """The class embeddings kept with a run; None for one of an older version."""
+    if not (folder / TEXTS_FILE).is_file():
+        return None
+    texts = np.asarray(load_file(folder / TEXTS_FILE)["texts"], np.float32)
+    if texts.shape != (len(record.class_names), record.embed_dim):
+        raise BundleError(f"{RUN_FILE} and {TEXTS_FILE} disagree on the classes")
+    return texts
 
 
 def tuned_for(

@@ -21,6 +21,7 @@ from fastfsl.data import (
     file_account,
     resolve_templates,
 )
+from fastfsl.data.baselines import text_accuracy
 from fastfsl.data.duplicates import support_warnings
 from fastfsl.data.scoring import digest_of, skipped_in_all
 from fastfsl.data.skipped import NOT_DRAWN
@@ -29,7 +30,7 @@ from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_fe
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.methods import find_source, recorded_params
+from fastfsl.fit.methods import check_takes_features, find_source, recorded_params
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import (
     EncoderRecord,
@@ -76,6 +77,8 @@ class _Support:
     encoder: EncoderRecord | None
     templates: list[str]
     digests: list[str]
+    texts: NDArray[np.float32]  # the classes' before any training, which zero-shot reads
+    zero_shot_accuracy: float
     source: Source | None = None
     files: dict[str, Any] | None = None
 
@@ -84,6 +87,7 @@ def train(
     data: Path,
     config: TrainConfig,
     *,
+    dataset: ImageDataset | FeatureDataset | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
     checkpoints: Path | None = None,
@@ -93,6 +97,7 @@ def train(
     Args:
         data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         config: what to do.
+        dataset: `config.dataset(data)`, if it was read already.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
         checkpoints: folder from which the tuning of an encoder goes on, and in which its progress is kept; it is the
@@ -106,7 +111,7 @@ def train(
         ConfigError: if an option, the model or the checkpoint cannot be used, or the training diverges.
     """
     reporter = reporter or SilentReporter()
-    dataset = config.dataset(data)
+    dataset = config.dataset(data) if dataset is None else dataset
     episode = draw_episode(dataset, config.shots, config.seed, exact=config.exact_shots)
     warn_of_few(dataset, config.shots, reporter)
 
@@ -159,12 +164,17 @@ def train(
         versions=installed_versions(),
         created=now(),
     )
-    return Run(record, episode, estimator, source, SupportFeatures(_as_classified(support), support.labels))
+    classified = SupportFeatures(_as_classified(support), support.labels, support.zero_shot_accuracy)
+    return Run(record, episode, estimator, source, classified, support.texts)
 
 
 def _as_classified(support: _Support) -> NDArray[np.float32]:
     """Unit features (n, d) of the support as new ones are made: not augmented, or the mean of the views' directions."""
-    features = support.features if support.plain is None else support.plain
+    return _as_one(support.features if support.plain is None else support.plain)
+
+
+def _as_one(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit features (n, d), of several views the mean of their directions."""
     directions = unit(features, "features")
     rows = directions if directions.ndim == 2 else unit(directions.mean(axis=1), "features")
     return rows.astype(np.float32)
@@ -181,19 +191,6 @@ def warn_of_few(dataset: ImageDataset | FeatureDataset, shots: int | None, repor
         reporter.warn(
             f"{len(few)} of {len(counts)} classes have fewer than {shots} images and give all they have: "
             f"{', '.join(few[:10])}{more}; --exact-shots refuses them"
-        )
-
-
-def check_takes_features(method: str) -> None:
-    """Refuse a method that cannot do with a feature file.
-
-    Raises:
-        ConfigError: it tunes the encoder.
-    """
-    if find_source(method) is not None:
-        raise ConfigError(
-            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
-            "methods on features"
         )
 
 
@@ -276,16 +273,19 @@ def source_support(
 def _feature_support(dataset: FeatureDataset, episode: Episode) -> _Support:
     features, labels = dataset.split("train")
     index = np.array(episode.indices)
+    features, labels = features[index], labels[index]
     return _Support(
-        features=features[index],
+        features=features,
         plain=None,
-        labels=labels[index],
+        labels=labels,
         class_embeddings=dataset.class_embeddings,
         logit_scale=dataset.logit_scale,
         kind="features",
         encoder=None,
         templates=[],
         digests=[],
+        texts=dataset.class_embeddings,
+        zero_shot_accuracy=text_accuracy(_as_one(features), dataset.class_embeddings, labels),
     )
 
 
@@ -309,12 +309,18 @@ def _image_support(
     for note in dataset.notes:
         reporter.warn(note)
     join_processes(resolve_device(config.device))  # each its card, before a model is loaded
+    reporter.stage("loading the encoder", 0, 1)
     base = load_encoder(config.backbone, config.pretrained, config.device)
     texts = ClassTexts(
         dataset.class_names, config.templates, class_embeddings(base, dataset.class_names, config.templates)
     )
+    reporter.stage("loading the encoder", 1, 1)
     known = source_support(base, texts, samples, config, reporter=reporter, cache_dir=cache_dir)
     encoder, source, estimator = base, config.source(), config.estimator(logit_scale=base.logit_scale)
+    frozen = encode_plain(
+        base, samples, cache_dir=cache_dir, progress=lambda done, total: reporter.stage("encoding", done, total)
+    )
+    untrained = texts.embeddings
     if source is not None:
         source.fit(known, on_stage=reporter.stage, on_warning=reporter.warn, checkpoints=checkpoints)
         texts = replace(texts, embeddings=source.class_embeddings_)
@@ -337,6 +343,8 @@ def _image_support(
         ),
         templates=list(templates),
         digests=list(known.digests),
+        texts=untrained,
+        zero_shot_accuracy=text_accuracy(frozen, untrained, known.labels),
         source=source,
         files=file_account(len(samples), skipped),
     )

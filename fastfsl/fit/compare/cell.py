@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastfsl.errors import DataError, resource_error
 from fastfsl.files import staged_file
-from fastfsl.fit.compare.pool import shots_label
+from fastfsl.fit.comparison_plan import shots_label
 
 _FORMAT: Literal["fastfsl-compare-cell"] = "fastfsl-compare-cell"
 

@@ -1,35 +1,29 @@
 """The comparison itself: every method on every episode, each finished cell kept at once."""
 
-import difflib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
-from fastfsl.errors import ConfigError, DataError, FastFSLError, ResourceError
+from fastfsl.errors import DataError, FastFSLError, ResourceError
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
 from fastfsl.fit.compare.noise import CONFIDENCE
-from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
+from fastfsl.fit.compare.pool import Pool, load_pool
 from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.compare.tunings import Tunings
-from fastfsl.fit.config import TrainConfig, method_params
-from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_estimator, make_source, own_params
+from fastfsl.fit.comparison_plan import CELLS, TUNING, check_folder, check_plan, default_methods, shots_label
+from fastfsl.fit.config import TrainConfig, check_params
+from fastfsl.fit.methods import find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
-
-CELLS, TUNING = "cells", "tuning"
-
-# As published: several times slower than the rest, so that they are compared only when they are named.
-SLOW = ("fma-paper", "fma-bridge", "fma-released")
 
 
 def compare(
@@ -138,62 +132,9 @@ def compare(
     return comparison
 
 
-def default_methods() -> tuple[str, ...]:
-    """All on frozen features but the slow ones."""
-    return tuple(name for name in METHODS if name not in SLOW)
-
-
-def check_methods(names: Iterable[str]) -> None:
-    """Refuse a name that is no method's, and name those it is close to.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    for name in names:
-        try:
-            find_method(name)
-        except ConfigError as error:
-            pairs = [f"{source}+{method}" for source in SOURCES for method in METHODS]
-            close = ", ".join(difflib.get_close_matches(str(name), [*METHODS, *SOURCES, *pairs]))
-            if not close:
-                raise  # it names them all
-            raise ConfigError(f"unknown method {name!r}: expected one such as {close}") from error
-
-
-def check_plan(methods: Sequence[str], shots: Sequence[int | None], seeds: int) -> None:
-    """Refuse a comparison of nothing, of something twice, or of a method that is not there.
-
-    Raises:
-        ConfigError: naming what.
-    """
-    check_methods(methods)
-    for what, values in (("method", methods), ("number of shots", [shots_label(number) for number in shots])):
-        if not values or len(set(values)) != len(values):
-            listed = ", ".join(map(str, values)) or "none"
-            raise ConfigError(f"expected at least one {what}, each once, got {listed}")
-    if seeds < 1:
-        raise ConfigError(f"expected at least one seed, got {seeds}")
-
-
-def check_folder(out: Path) -> None:
-    """Refuse, before any work is done, a folder that holds something else.
-
-    Raises:
-        ConfigError: naming the folder.
-    """
-    ours = any((out / name).is_dir() for name in (CELLS, TUNING))
-    if out.exists() and not (out.is_dir() and (ours or not any(out.iterdir()))):
-        raise ConfigError(f"{out} exists and holds no comparison, so it is not touched: choose another --out")
-
-
 def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All own parameters of a method's estimator and source, as a spec takes them: where none is given the default."""
-    try:
-        params, source_params = method_params(name, given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
-        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+    params, source_params = check_params(name, given)
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}

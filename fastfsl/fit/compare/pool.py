@@ -13,11 +13,11 @@ from fastfsl.data import ImageDataset, ImageSample, Skipped, check_readable, dra
 from fastfsl.data.scoring import features_to_score, images_to_score, skipped_in_all
 from fastfsl.data.skipped import NOT_DRAWN, OTHER_SPLIT
 from fastfsl.encoders import Encoder, class_embeddings, load_encoder
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit.comparison_plan import check_split
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import check_takes_features, find_source
 from fastfsl.fit.source import ClassTexts
-from fastfsl.fit.train import Reporter, check_takes_features, encode_plain, encode_support, warn_of_few
+from fastfsl.fit.train import Reporter, encode_plain, encode_support, warn_of_few
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,6 @@ class Pool:
         return hashed.hexdigest()
 
 
-def shots_label(shots: int | None) -> int | str:
-    """Shots as they are shown: None is `all`."""
-    return "all" if shots is None else shots
-
-
 def load_pool(
     data: Path,
     methods: Sequence[str],
@@ -143,17 +138,11 @@ def load_pool(
         ConfigError: `split` is the one that episodes are drawn from, the encoder cannot be had, or a method tunes it
             and the data are a feature file.
     """
-    if split == "train":
-        raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
     dataset = config.dataset(data)
+    check_split(split, data, dataset.splits)
     if not isinstance(dataset, ImageDataset):
         for method in methods:
             check_takes_features(method)
-    if split not in dataset.splits:
-        raise DataError(
-            f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
-            "add one, or name another with --split"
-        )
     drawn = {
         (number, seed): draw_episode(dataset, number, seed, exact=config.exact_shots).indices
         for number in shots
