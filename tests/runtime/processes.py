@@ -252,7 +252,7 @@ def fork_while_locks_are_held(bundle: str) -> None:
         in_child(check, leave=leave)
     over.set()
     thread.join()
-    assert submit(PIXELS[0]).result(SECONDS)
+    assert submit(PIXELS[0]).result(SECONDS).label
 
 
 def fork_waits_for_a_calm_moment(bundle: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -183,6 +184,9 @@ def test_a_callback_that_cannot_be_pickled_is_left_behind_with_a_word(bundle_dir
         classifier = Classifier.load(bundle_dir, device="cpu", num_threads=1, on_metrics=callback)
         again = pickle.loads(pickle.dumps(classifier))
         assert "without on_metrics" in caplog.text
+        caplog.clear()
+        copy.copy(classifier)
+        assert not caplog.text  # in this process nothing is lost
         assert again.predict(photos[0]) == classifier.predict(photos[0])
     caplog.clear()
     for callback in (_events.append, exporter("birds")):
