@@ -225,13 +225,15 @@ def check_images(images: Iterable[Path]) -> None:
     Raises:
         DataError: naming the first.
     """
+    from fastfsl.images import advice_on_missing
+
     for path in images:
         try:
             there = path.exists()
         except (OSError, ValueError):  # the reader says what is wrong with such a name
             continue
         if not there:
-            raise DataError(f"{path}: no such image file or folder")
+            raise DataError(f"{path}: no such image file{advice_on_missing(str(path))}")
 
 
 def _instead(path: Path) -> str:
