@@ -118,7 +118,7 @@ def kind_of_model(model: Path) -> Literal["run", "bundle"]:
     raise BundleError(f"expected a run folder ({RUN_FILE}) or a bundle ({MANIFEST}), got {model}{_instead(model)}")
 
 
-def check_bundle(bundle: Path) -> None:
+def check_is_bundle(bundle: Path) -> None:
     """Refuse a run where a bundle is expected, with the command that makes one of it.
 
     Raises:
