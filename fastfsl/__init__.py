@@ -77,4 +77,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands f
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    """The names that can be had here: help() asks for each one, and must not fail where the training is missing."""
+    from importlib.util import find_spec
+
+    trains = all(find_spec(package) is not None for package in ("torch", "scipy", "sklearn"))
+    return sorted(name for name in __all__ if trains or _HOME.get(name, "fastfsl.errors") == "fastfsl.errors")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.checks import check_bundle, check_images
+from fastfsl.cli.checks import check_images, check_is_bundle
 from fastfsl.cli.options import ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean
 from fastfsl.cli.progress import reporting
@@ -66,7 +66,7 @@ def bench(
     sizes = parse_batches(batch)
     if not 0 < seconds <= 3600:
         raise ConfigError(f"--seconds must be above 0 and at most 3600, got {seconds:g}")
-    check_bundle(bundle)
+    check_is_bundle(bundle)
     if out is not None:
         check_output(out, marker=BENCH_FILE, force=force)
     if images is not None:

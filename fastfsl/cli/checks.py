@@ -118,7 +118,7 @@ def kind_of_model(model: Path) -> Literal["run", "bundle"]:
     raise BundleError(f"expected a run folder ({RUN_FILE}) or a bundle ({MANIFEST}), got {model}{_instead(model)}")
 
 
-def check_bundle(bundle: Path) -> None:
+def check_is_bundle(bundle: Path) -> None:
     """Refuse a run where a bundle is expected, with the command that makes one of it.
 
     Raises:
@@ -225,13 +225,15 @@ def check_images(images: Iterable[Path]) -> None:
     Raises:
         DataError: naming the first.
     """
+    from fastfsl.images import advice_on_missing
+
     for path in images:
         try:
             there = path.exists()
         except (OSError, ValueError):  # the reader says what is wrong with such a name
             continue
         if not there:
-            raise DataError(f"{path}: no such image file or folder")
+            raise DataError(f"{path}: no such image file{advice_on_missing(str(path))}")
 
 
 def _instead(path: Path) -> str:

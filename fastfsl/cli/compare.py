@@ -7,8 +7,9 @@ import typer
 
 from fastfsl.cli import options
 from fastfsl.cli.checks import check_comparison, check_data
-from fastfsl.cli.output import command, print_json, stdout
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.next_command import command, data_options, encoder_options, free_name
+from fastfsl.cli.output import print_json, stdout
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.errors import ConfigError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from fastfsl.fit.compare import Comparison, Row
+    from fastfsl.fit.config import TrainConfig
 
 
 # Keys of --config beside the methods' names.
@@ -112,9 +114,9 @@ def compare(
         check_params(method, params.get(method, {}))
     check_comparison(data, resolved, chosen, numbers, split)
 
-    from fastfsl.fit.compare import compare as run_comparison
-
     with reporting(overall="cells") as reporter:
+        with one_step(reporter, LOADING):
+            from fastfsl.fit.compare import compare as run_comparison
         comparison = run_comparison(
             data,
             methods=chosen,
@@ -128,22 +130,24 @@ def compare(
             reporter=reporter,
         )
     _draw(comparison, name, folder / "accuracy.png")
+    following = _next(comparison, data, resolved)
     if as_json:
-        print_json({**comparison.document(), "out": str(folder)})
+        print_json({**comparison.document(), "out": str(folder), "next": following})
     else:
         _print_table(comparison)
         stdout().print(f"Results and plot: {folder}", soft_wrap=True)
-        stdout().print(f"Next: {_next(comparison, data)}", soft_wrap=True)
+        stdout().print(f"Next: {following}", soft_wrap=True)
 
 
-def _next(comparison: "Comparison", data: Path) -> str:
+def _next(comparison: "Comparison", data: Path, config: "TrainConfig") -> str:
     """The command that trains the method that did best."""
     ranked = [row for row in comparison.rows if row.accuracy_mean is not None]
     if not ranked:
         return command("fastfsl", "doctor")
     last = [row for row in ranked if row.shots == ranked[-1].shots]
+    options = [*data_options(config), *encoder_options(config)]
     best = max(last, key=lambda row: row.accuracy_mean or 0.0)
-    return command("fastfsl", "train", data, "--out", "run", "--method", best.method)
+    return command("fastfsl", "train", data, "--out", free_name("run"), "--method", best.method, *options)
 
 
 def _chosen(methods: str | None, exclude: str) -> list[str]:

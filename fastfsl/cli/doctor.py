@@ -120,6 +120,8 @@ def find_problems(
             "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'fastfsl[gpu]' or 'fastfsl[cpu]'",
         )
     elif not cpu_build and not gpu_build:
+        if packages.get("torch") and packages.get("open_clip_torch"):
+            return problems  # an environment for training alone; what it lacks is among the optional parts
         add("onnxruntime is not installed: no bundle can run", "pip install 'fastfsl[cpu]' (or 'fastfsl[gpu]')")
     else:
         if "CPUExecutionProvider" not in usable:

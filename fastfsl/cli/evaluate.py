@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastfsl.cli.checks import check_device, check_evaluation, kind_of_model
+from fastfsl.cli.next_command import command, free_name
 from fastfsl.cli.options import (
     Alpha,
     ExpectedDigest,
@@ -17,8 +18,8 @@ from fastfsl.cli.options import (
     Strict,
     WideInt8,
 )
-from fastfsl.cli.output import command, field_words, for_people, free_name, print_fields, print_json, stdout, warn
-from fastfsl.cli.progress import ProgressReporter, reporting
+from fastfsl.cli.output import field_words, for_people, print_fields, print_json, stdout, warn
+from fastfsl.cli.progress import LOADING, ProgressReporter, one_step, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import prediction_parts, standing_parts
 from fastfsl.errors import ConfigError
@@ -200,9 +201,10 @@ def _evaluate_run(
     reporter: ProgressReporter,
     kept: "list[Predicted]",
 ) -> dict[str, Any]:
-    from fastfsl.fit.evaluate import evaluate_run
-    from fastfsl.fit.protocols import evaluate_transfer
-    from fastfsl.fit.run import Run
+    with one_step(reporter, LOADING):
+        from fastfsl.fit.evaluate import evaluate_run
+        from fastfsl.fit.protocols import evaluate_transfer
+        from fastfsl.fit.run import Run
 
     run = Run.load(model, device=device)
     options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha}

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from fastfsl.cli.checks import check_export
-from fastfsl.cli.output import command, print_fields, print_json, stdout
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.next_command import command
+from fastfsl.cli.output import print_fields, print_json, stdout
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_export
 
 
@@ -56,12 +57,12 @@ def export(
     architectures = () if arch is None else parse_architectures(arch)
     check_output(bundle, marker=MANIFEST_NAME, force=force)
 
-    from fastfsl.export.bundle_writer import export_run
-    from fastfsl.export.flow_kernels import KernelOptions
-    from fastfsl.fit.run import Run
-
-    kernels = KernelOptions(architectures, kernel_dtype)
     with reporting() as reporter:
+        with one_step(reporter, LOADING):
+            from fastfsl.export.bundle_writer import export_run
+            from fastfsl.export.flow_kernels import KernelOptions
+            from fastfsl.fit.run import Run
+        kernels = KernelOptions(architectures, kernel_dtype)
         manifest = export_run(
             Run.load(run),
             bundle,

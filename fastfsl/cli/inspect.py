@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastfsl.cli.checks import check_is_bundle
 from fastfsl.cli.options import ExpectedDigest
 from fastfsl.cli.output import print_fields, print_json, stdout, warn
 from fastfsl.errors import BundleError
@@ -43,7 +44,7 @@ def inspect(
         unverified_files,
     )
 
-    check_bundle(bundle)
+    check_is_bundle(bundle)
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
     if digest_only:

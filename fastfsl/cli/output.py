@@ -1,9 +1,7 @@
 """What commands print: results on stdout, everything else on stderr, so that ``--json`` gives one clean document."""
 
 import json
-import os
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -85,17 +83,6 @@ def for_people(document: Mapping[str, Any]) -> dict[str, Any]:
 def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as a person reads them; nested mappings become dotted names."""
     return [(name, _words(value)) for name, value in _flat(fields)]
-
-
-def command(*words: object) -> str:
-    """A command as it can be pasted into a shell."""
-    return shlex.join(map(str, words))
-
-
-def free_name(name: str) -> str:
-    """A folder's name that is not taken in the working folder, for a command that makes it."""
-    names = (name, *(f"{name}-{number}" for number in range(2, 100)))
-    return next((candidate for candidate in names if not os.path.lexists(candidate)), name)
 
 
 def warn(message: str) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from fastfsl.cli.bulk import BulkOutput, Counts, classify, row_of
-from fastfsl.cli.checks import check_bundle, check_images
+from fastfsl.cli.checks import check_images, check_is_bundle
 from fastfsl.cli.image_inputs import STDIN, listed_images, walk_images
 from fastfsl.cli.options import Alpha, ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
@@ -104,7 +104,7 @@ def predict(
         raise ConfigError("expected images: files, folders, or --list FILE")
     if output is None and (resume or force):
         raise ConfigError("--resume and --force are about an --output: name one")
-    check_bundle(bundle)
+    check_is_bundle(bundle)
     if mode == "raise":
         check_images(images or [])
     target = None if output is None else BulkOutput(output, resume=resume, force=force)

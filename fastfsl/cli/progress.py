@@ -11,6 +11,8 @@ from rich.text import Text
 
 from fastfsl.cli.output import stderr, stdout_kept_clean, warn
 
+# The stage of the imports that take seconds.
+LOADING = "loading torch"
 # Between two lines about a stage that goes on.
 _EVERY_SECONDS = 30.0
 
@@ -69,8 +71,6 @@ class LineReporter(_Warns):
     def __init__(self, overall: str | None = None) -> None:
         self._overall = overall
         self._name: str | None = None
-        self._done = 0
-        self._total: int | None = None
         self._began = self._told = 0.0
 
     def stage(self, name: str, done: int, total: int | None) -> None:
@@ -81,22 +81,21 @@ class LineReporter(_Warns):
         if name != self._name:
             self.end()
             self._name, self._began, self._told = name, now, now
-            self._line(name if total is None or total <= 1 else f"{name}: {total}")
-        self._done, self._total = done, total
-        if total is not None and done >= total:
-            self.end()
+            self._line(f"{name} ..." if done < (total or done + 1) else name)
+            if total is not None and done >= total:
+                self._name = None
+        elif total is not None and done >= total:
+            self.end(done)
         elif now - self._told >= _EVERY_SECONDS:
             self._told = now
-            self._line(f"{name}: {self._count()}, {now - self._began:.0f} s")
+            self._line(f"{name}: {done}{'' if total is None else f' of {total}'}, {now - self._began:.0f} s")
 
-    def end(self) -> None:
-        """The stage that is going on, if any, has ended."""
+    def end(self, count: int = 0) -> None:
+        """The stage that is going on, if any, has ended; it may do so without a word, by the next one's beginning."""
         if self._name is not None:
-            self._line(f"{self._name}: {self._count()} done in {time.monotonic() - self._began:.1f} s")
+            counted = f" {count}" if count > 1 else ""
+            self._line(f"{self._name}:{counted} done in {time.monotonic() - self._began:.1f} s")
             self._name = None
-
-    def _count(self) -> str:
-        return f"{self._done}" if self._total is None else f"{self._done} of {self._total}"
 
     def _line(self, words: str) -> None:
         stderr().print(Text(words), soft_wrap=True)
@@ -110,6 +109,14 @@ def silenced(*, quiet: bool) -> Iterator[None]:
         yield
     finally:
         _quiet.reset(token)
+
+
+@contextmanager
+def one_step(reporter: ProgressReporter, name: str) -> Iterator[None]:
+    """A stage that is over when the block is."""
+    reporter.stage(name, 0, 1)
+    yield
+    reporter.stage(name, 1, 1)
 
 
 @contextmanager

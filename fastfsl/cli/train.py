@@ -9,8 +9,9 @@ import typer
 
 from fastfsl.cli import options
 from fastfsl.cli.checks import RUN_FILE, check_data, check_training
-from fastfsl.cli.output import command, for_people, free_name, print_fields, print_json, stdout, warn
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.next_command import command, data_options, encoder_options, free_name
+from fastfsl.cli.output import for_people, print_fields, print_json, stdout, warn
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import REPORT_FILE, write_run_report
 from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, SOURCES  # noqa: TID253  # the registry imports no estimator
@@ -89,15 +90,15 @@ def train(
     )
     dataset = check_training(data, resolved)
 
-    from fastfsl.devices import resolve_device
-    from fastfsl.fit.processes import join_processes, launched_processes
-    from fastfsl.fit.train import train as run_training
-
-    launched_processes()  # fewer than were asked for are an error now, not after an hour
     # What a long tuning has done so far: the same command goes on from it.
     whole = out.resolve()  # `.` has no name
     checkpoints = whole.with_name(f".{whole.name}.training")
     with reporting() as reporter:
+        with one_step(reporter, LOADING):
+            from fastfsl.devices import resolve_device
+            from fastfsl.fit.processes import join_processes, launched_processes
+            from fastfsl.fit.train import train as run_training
+        launched_processes()  # fewer than were asked for are an error now, not after an hour
         run = run_training(data, resolved, dataset=dataset, reporter=reporter, checkpoints=checkpoints)
     if not join_processes(resolve_device(resolved.device)).is_main:  # under `torchrun` one of several writes
         return
@@ -149,17 +150,9 @@ def _next(
     standing: "Standing | None",
 ) -> str:
     """The command that comes after a training."""
-    options: list[object] = []
-    for name, value in (
-        ("--classes", None if config.classes == "all" else config.classes),
-        ("--image-root", config.image_root),
-        ("--path-column", config.path_column),
-        ("--label-column", config.label_column),
-        ("--split-column", config.split_column),
-    ):
-        options += [] if value is None else [name, value]
+    options = data_options(config)
     if standing is not None and standing.below_majority:
-        return command("fastfsl", "compare", data, *options)
+        return command("fastfsl", "compare", data, *options, *encoder_options(config))
     num_train = len(dataset.labels("train"))
     left = config.shots is not None and num_train > config.shots * len(dataset.class_names)
     if "test" in dataset.splits or (set(dataset.splits) == {"train"} and left and config.image_root is None):

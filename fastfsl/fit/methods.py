@@ -57,12 +57,13 @@ class Method:
 
     def parameters(self) -> dict[str, Any]:
         """Types of its own parameters by name; read from the source where that can be, for an import takes seconds."""
-        types = read_options(self.path)
+        others = (*RESERVED, _DATA)
+        types = read_options(self.path, others)
         if types is None:
             cls = self.implementation
             hints = get_type_hints(cls.__init__)
-            types = {name: hints[name] for name in inspect.signature(cls).parameters}
-        return {name: kind for name, kind in types.items() if name not in (*RESERVED, _DATA)}
+            types = {name: hints[name] for name in inspect.signature(cls).parameters if name not in others}
+        return types
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"

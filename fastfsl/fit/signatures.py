@@ -5,7 +5,7 @@ another form than those in this package) is left to an import.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,12 @@ class _UnreadableError(Exception):
     """This code has to be imported to be understood."""
 
 
-def read_options(path: str) -> dict[str, Any] | None:
+def read_options(path: str, without: Collection[str] = ()) -> dict[str, Any] | None:
     """Types of a class's constructor arguments by name, as `typing.get_type_hints` gives them.
 
     Args:
         path: Module and class, `module:Class`; the module may only pass the class on.
+        without: Arguments to leave out; their types are not looked at.
 
     Returns:
         The types in the order of the arguments; None if only an import can tell.
@@ -35,7 +36,7 @@ def read_options(path: str) -> dict[str, Any] | None:
         found = _find(module, name)
         if not isinstance(found.node, ast.ClassDef):
             return None
-        return _constructor(found.module, found.node)
+        return _constructor(found.module, found.node, without)
     except (_UnreadableError, OSError, SyntaxError, ValueError):
         return None
 
@@ -70,7 +71,7 @@ def _find(module: str, name: str) -> _Definition:
     raise _UnreadableError
 
 
-def _constructor(module: str, node: ast.ClassDef) -> dict[str, Any]:
+def _constructor(module: str, node: ast.ClassDef, without: Collection[str]) -> dict[str, Any]:
     """Arguments of a class that has an `__init__` or is a dataclass, with what it inherits."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
@@ -80,6 +81,7 @@ def _constructor(module: str, node: ast.ClassDef) -> dict[str, Any]:
             return {
                 argument.arg: _type(module, argument.annotation)
                 for argument in (*arguments.args[1:], *arguments.kwonlyargs)
+                if argument.arg not in without
             }
     options: dict[str, Any] = {}
     for base in reversed(node.bases):  # the first base wins
@@ -89,23 +91,21 @@ def _constructor(module: str, node: ast.ClassDef) -> dict[str, Any]:
             except _UnreadableError:  # of another package: ABC, BaseEstimator
                 continue
             if isinstance(found.node, ast.ClassDef):
-                options |= _constructor(found.module, found.node)
+                options |= _constructor(found.module, found.node, without)
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        options |= _fields(module, node)
+        options |= {name: _type(module, kind) for name, kind in _fields(node) if name not in without}
     return options
 
 
-def _fields(module: str, node: ast.ClassDef) -> dict[str, Any]:
-    fields = {}
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """Names and annotations of a dataclass's own arguments."""
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         if "ClassVar" in ast.unparse(statement.annotation):
             continue
-        if statement.value is not None and "init=False" in ast.unparse(statement.value):
-            continue
-        fields[statement.target.id] = _type(module, statement.annotation)
-    return fields
+        if statement.value is None or "init=False" not in ast.unparse(statement.value):
+            yield statement.target.id, statement.annotation
 
 
 def _type(module: str, node: ast.AST | None) -> Any:  # noqa: ANN401  # a type

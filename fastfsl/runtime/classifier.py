@@ -202,6 +202,17 @@ class Classifier:
     def __reduce__(self) -> tuple[Callable[..., Classifier], Any]:
         return self._recipe.pickled(type(self), self._classes_to_copy())
 
+    def __repr__(self) -> str:
+        """The bundle, its method, the number of classes, and where they are computed; a closed one says so."""
+        loaded, head = getattr(self, "_loaded", None), getattr(self, "_head", None)
+        if loaded is None or head is None or self._closing:
+            return f"<Classifier {str(self._recipe.path)!r}: closed>"
+        device = "cuda" if loaded.on_card() else "cpu"
+        return (
+            f"<Classifier {str(self._recipe.path)!r}: method {loaded.manifest.method}, "
+            f"{len(head.class_names)} classes, on {device}>"
+        )
+
     def __copy__(self) -> Classifier:
         return self._recipe.copied(type(self), self._classes_to_copy())
 

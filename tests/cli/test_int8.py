@@ -121,7 +121,9 @@ def features(tmp_path):
 def test_an_old_bundle_is_refused_with_the_remedy_or_runs_when_told_to(
     fastfsl, old, image_file, features, no_wide_sums, monkeypatch, command
 ):
-    more = {"predict": [image_file], "evaluate": [features], "bench": ["--batch", "1", "--seconds", "0.05"]}[command]
+    more = {"predict": [image_file], "evaluate": [features], "bench": ["--batch", "1", "--seconds", "0.05", "-q"]}[
+        command
+    ]
     refused = fastfsl(command, old, *more, "--json")
     assert refused.exit_code == 2
     words = " ".join(refused.stderr.split())

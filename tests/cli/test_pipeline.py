@@ -334,7 +334,10 @@ def test_a_tuned_encoder_goes_the_same_way(run_fastfsl, digits, cache, tmp_path,
     of_run, of_bundle = (run_fastfsl("evaluate", model, digits, "--json").document for model in (run, bundle))
     calibration = [document.pop("calibration_error") for document in (of_run, of_bundle)]
     assert calibration[0] == pytest.approx(calibration[1], abs=1e-4)
-    for document in (of_run, of_bundle):  # each names itself there
+    # Each names itself, and a bundle holds no texts of the frozen encoder.
+    assert of_run.pop("zero_shot_accuracy") is not None
+    assert of_bundle.pop("zero_shot_accuracy") is None
+    for document in (of_run, of_bundle):
         del document["model"], document["next"]
     assert of_run == of_bundle
 
