@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastfsl.cli.checks import check_device, check_evaluation, kind_of_model
+from fastfsl.cli.mistakes import mistake_parts
 from fastfsl.cli.next_command import command, free_name
 from fastfsl.cli.options import (
     Alpha,
@@ -184,6 +185,7 @@ def _write_report(path: Path, document: dict[str, Any], predicted: "Predicted", 
         Section(
             "Predictions", prediction_parts(predicted.probabilities, predicted.labels, list(predicted.class_names))
         ),
+        Section("Mistakes", mistake_parts(predicted, Path(document["data"]))),
         Section("Accuracy by class, the lowest first", [Table(("class", "accuracy"), worst_first)]),
     ]
     write_report(path, f"{document['model']} on {document['data']}, {document['split']}", sections)

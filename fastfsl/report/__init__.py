@@ -3,12 +3,14 @@
 from fastfsl.report.charts import Series, line_chart
 from fastfsl.report.confusion import confusion_parts
 from fastfsl.report.flow_map import flow_map
-from fastfsl.report.page import Figure, Part, Section, Table, write_report
+from fastfsl.report.page import Figure, Gallery, Part, Picture, Section, Table, write_report
 from fastfsl.report.reliability import reliability_figure
 
 __all__ = [
     "Figure",
+    "Gallery",
     "Part",
+    "Picture",
     "Section",
     "Series",
     "Table",

@@ -4,13 +4,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastfsl.report.svg import Drawing, Point
+from fastfsl.report.svg import PHONE_WIDTH, Drawing, Point
 from fastfsl.report.text import number
 
-_WIDTH, _HEIGHT = 640, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 60
-_LEGEND_ROW, _LEGEND_COLUMNS = 20, 3
 _TICKS = 5
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """Sizes of a chart: of the whole, its margins, its legend, and how many positions can be named below the axis."""
+
+    width: int
+    height: int
+    left: int
+    legend_columns: int
+    legend_letters: int
+    named_positions: int
+    right: int = 16
+    top: int = 16
+    bottom: int = 60
+    legend_row: int = 20
+
+
+_SCREEN = _Canvas(640, 340, left=64, legend_columns=3, legend_letters=28, named_positions=16)
+_PHONE = _Canvas(PHONE_WIDTH, 280, left=52, legend_columns=2, legend_letters=19, named_positions=7)
 
 
 @dataclass(frozen=True)
@@ -47,43 +64,67 @@ def line_chart(
         marked: a position to be marked, such as the one that was chosen.
         limits: values that the axis has to reach; None: the lowest and the highest there is.
     """
-    rows = -(-len(series) // _LEGEND_COLUMNS)
-    drawing = Drawing(_WIDTH, _HEIGHT + _LEGEND_ROW * rows)
     values = [value for line in series for value in line.values if value is not None]
     ticks = log_ticks(min(values), max(values)) if log else linear_ticks(*(limits or (min(values), max(values))))
+
+    def drawn(canvas: _Canvas) -> Drawing:
+        return _draw(canvas, positions, series, ticks, x_label=x_label, y_label=y_label, log=log, marked=marked)
+
+    drawing = drawn(_SCREEN)
+    drawing.narrow = drawn(_PHONE)
+    return drawing
+
+
+def _draw(
+    canvas: _Canvas,
+    positions: Sequence[str],
+    series: Sequence[Series],
+    ticks: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    log: bool,
+    marked: int | None,
+) -> Drawing:
+    rows = -(-len(series) // canvas.legend_columns)
+    drawing = Drawing(canvas.width, canvas.height + canvas.legend_row * rows)
     low, high = ticks[0], ticks[-1]
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    left, bottom, right = canvas.left, canvas.height - canvas.bottom, canvas.width - canvas.right
 
     def x_of(position: int) -> float:
         share = (position + 0.5) / len(positions)
-        return _LEFT + share * (right - _LEFT)
+        return left + share * (right - left)
 
     def y_of(value: float) -> float:
         share = (math.log(value / low) / math.log(high / low)) if log else (value - low) / (high - low)
-        return bottom - share * (bottom - _TOP)
+        return bottom - share * (bottom - canvas.top)
 
     for tick in ticks:
-        drawing.line((_LEFT, y_of(tick)), (right, y_of(tick)))
-        drawing.text((_LEFT - 8, y_of(tick) + 4), number(tick), anchor="end")
+        drawing.line((left, y_of(tick)), (right, y_of(tick)))
+        drawing.text((left - 8, y_of(tick) + 4), number(tick), anchor="end")
     if marked is not None:
-        drawing.line((x_of(marked), _TOP), (x_of(marked), bottom), "marked")
-    every = -(-len(positions) // 16)  # more labels than that would meet
+        drawing.line((x_of(marked), canvas.top), (x_of(marked), bottom), "marked")
+    every = -(-len(positions) // canvas.named_positions)  # more labels than that would meet
     for place, name in enumerate(positions):
         if place % every == 0:
             drawing.text((x_of(place), bottom + 18), name, anchor="middle", limit=12)
-    drawing.line((_LEFT, bottom), (right, bottom), "axis")
-    drawing.text(((_LEFT + right) / 2, bottom + 40), x_label, anchor="middle", kind="label", limit=80)
-    drawing.text((16, (_TOP + bottom) / 2), y_label, anchor="middle", kind="label", turned=True, limit=60)
+    drawing.line((left, bottom), (right, bottom), "axis")
+    letters = canvas.width // 8
+    drawing.text(((left + right) / 2, bottom + 40), x_label, anchor="middle", kind="label", limit=letters)
+    middle = (12, (canvas.top + bottom) / 2)
+    drawing.text(middle, y_label, anchor="middle", kind="label", turned=True, limit=letters)
     for index, line in enumerate(series):
         for run in _unbroken(line.values):
             points: list[Point] = [(x_of(place), y_of(value)) for place, value in run]
             drawing.path(points, index)
             for point, (place, value) in zip(points, run, strict=True):
                 drawing.mark(point, index, note=f"{line.name}, {x_label} {positions[place]}: {number(value)}")
-        column, row = index % _LEGEND_COLUMNS, index // _LEGEND_COLUMNS
-        at = (_LEFT + column * (right - _LEFT) / _LEGEND_COLUMNS, _HEIGHT + _LEGEND_ROW * row + 4)
+        column, row = index % canvas.legend_columns, index // canvas.legend_columns
+        at = (left + column * (right - left) / canvas.legend_columns, canvas.height + canvas.legend_row * row + 4)
+        if canvas is _PHONE:  # where the margin is needed for names
+            at = (8 + column * (right - 8) / canvas.legend_columns, at[1])
         drawing.mark((at[0], at[1] - 4), index)
-        drawing.text((at[0] + 10, at[1]), line.name, limit=28)
+        drawing.text((at[0] + 10, at[1]), line.name, limit=canvas.legend_letters)
     return drawing
 
 

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfsl.report.page import Figure, Table
-from fastfsl.report.svg import NUM_COLOURS, Drawing
+from fastfsl.report.svg import NUM_COLOURS, PHONE_WIDTH, Drawing
 
-_WIDTH, _HEIGHT, _MARGIN, _LEGEND_ROW, _LEGEND_COLUMNS = 640, 460, 24, 20, 4
+_MARGIN, _LEGEND_ROW = 24, 20
+# Width, height, columns of the legend and letters of a name in it.
+_SCREEN, _PHONE = (640, 460, 4, 22), (PHONE_WIDTH, 330, 2, 20)
 _SAMPLES_A_CLASS = 12
 
 
@@ -46,24 +48,29 @@ def flow_map(
     low, high = drawn.min(axis=0), drawn.max(axis=0)
     scale = np.where(high > low, high - low, 1.0)
 
-    def place(point: NDArray[np.float64]) -> tuple[float, float]:
-        x, y = (point - low) / scale
-        return _MARGIN + x * (_WIDTH - 2 * _MARGIN), _HEIGHT - _MARGIN - y * (_HEIGHT - 2 * _MARGIN)
+    def drawn_on(width: int, height: int, columns: int, letters: int) -> Drawing:
+        drawing = Drawing(width, height + _LEGEND_ROW * -(-len(classes) // columns))
 
-    legend_rows = -(-len(classes) // _LEGEND_COLUMNS)
-    drawing = Drawing(_WIDTH, _HEIGHT + _LEGEND_ROW * legend_rows)
-    for colour, rows in enumerate(chosen.values()):
-        for row in rows:
-            drawing.path([place(state[row]) for state in flat], colour, "trace")
-            drawing.mark(place(flat[0][row]), colour, 2.5, hollow=True)
-            drawing.mark(place(flat[-1][row]), colour, 2.5)
-    for colour, (index, points) in enumerate(goals.items()):
-        for point in points:
-            drawing.mark(place(point), colour, 7, hollow=True, note=f"target of {class_names[index]}")
-        row, column = divmod(colour, _LEGEND_COLUMNS)
-        x, y = _MARGIN + column * (_WIDTH - 2 * _MARGIN) / _LEGEND_COLUMNS, _HEIGHT + _LEGEND_ROW * row + 8
-        drawing.mark((x, y - 4), colour)
-        drawing.text((x + 10, y), class_names[index], limit=22)
+        def place(point: NDArray[np.float64]) -> tuple[float, float]:
+            x, y = (point - low) / scale
+            return _MARGIN + x * (width - 2 * _MARGIN), height - _MARGIN - y * (height - 2 * _MARGIN)
+
+        for colour, rows in enumerate(chosen.values()):
+            for row in rows:
+                drawing.path([place(state[row]) for state in flat], colour, "trace")
+                drawing.mark(place(flat[0][row]), colour, 2.5, hollow=True)
+                drawing.mark(place(flat[-1][row]), colour, 2.5)
+        for colour, (index, points) in enumerate(goals.items()):
+            for point in points:
+                drawing.mark(place(point), colour, 7, hollow=True, note=f"target of {class_names[index]}")
+            row, column = divmod(colour, columns)
+            x, y = _MARGIN + column * (width - 2 * _MARGIN) / columns, height + _LEGEND_ROW * row + 8
+            drawing.mark((x, y - 4), colour)
+            drawing.text((x + 10, y), class_names[index], limit=letters)
+        return drawing
+
+    drawing = drawn_on(*_SCREEN)
+    drawing.narrow = drawn_on(*_PHONE)
     cosines = [(step, *_cosines(state, labels, prototypes)) for step, state in enumerate(states)]
     left_out = len([count for count in counts if count]) - len(classes)
     others = f" {left_out} more classes are not drawn." if left_out else ""

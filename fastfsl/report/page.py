@@ -1,5 +1,6 @@
 """The report: one HTML file that needs nothing else, whatever is shown in it."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from fastfsl.files import staged_file
 from fastfsl.report.svg import Drawing
 from fastfsl.report.text import escaped, number
 
-# The browser is told to load nothing and run nothing, so that no name can make it.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# The browser is told to load nothing and run nothing, so that no name can make it; pictures are in the page itself.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # Colours that can be told apart by the colour-blind (Okabe and Ito, and their neighbours), light and dark.
 _LIGHT = ("#0072b2", "#d55e00", "#007a5a", "#a8508c", "#8a6d00", "#3f7fa6", "#555555", "#7a3fb0", "#b0303a", "#4a6a1f")
 _DARK = ("#56b4e9", "#ff9a52", "#3fd0a4", "#e69ac8", "#f0e442", "#9fd0f0", "#bbbbbb", "#c49af0", "#ff8a8a", "#b5d97a")
@@ -29,13 +30,15 @@ figure{margin:1rem 0}figcaption,caption,footer{color:var(--quiet);font-size:.9re
 th,td{padding:.25rem .6rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--faint)}
 td{overflow-wrap:anywhere;min-width:3em}thead th{white-space:nowrap}
 td.n,th.n{text-align:right}tbody tr:nth-child(even){background:var(--stripe)}tbody th{font-weight:600}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.75rem}
+.gallery figure{margin:0;overflow-wrap:anywhere}.gallery img{max-width:100%%;height:auto;display:block}
 svg{width:100%%;max-width:var(--width);height:auto;display:block}
 svg text{fill:var(--ink);font:12px system-ui,sans-serif;unicode-bidi:isolate}
 svg .label{fill:var(--quiet)}svg .over{fill:var(--over)}.grid{stroke:var(--faint)}.axis{stroke:var(--quiet)}
 .marked{stroke:var(--quiet);stroke-dasharray:4 4}.line,.trace{fill:none;stroke:var(--c);stroke-width:2}
 .trace{stroke-width:1;stroke-opacity:.45}.dashed{stroke-dasharray:6 3}.mark{fill:var(--c)}
 .hollow{fill:var(--paper);stroke:var(--c)}.cell{fill:var(--fill);stroke:var(--faint)}
-@media screen and (max-width:40rem){svg{min-width:calc(.8*var(--width))}
+.phone{display:none}@media screen and (max-width:44rem){.phone{display:block}.screen{display:none}
 thead th{white-space:normal}tbody th{overflow-wrap:anywhere;min-width:6.5em}}
 %(classes)s
 """
@@ -75,7 +78,29 @@ class Figure:
     table: Table
 
 
-Part = Table | Figure | str
+@dataclass(frozen=True)
+class Picture:
+    """A small photograph.
+
+    Attributes:
+        jpeg: the bytes of a JPEG file; empty if it can no longer be had.
+        name: of the file.
+        caption: below it.
+    """
+
+    jpeg: bytes
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures beside each other, as many in a row as fit."""
+
+    pictures: Sequence[Picture]
+
+
+Part = Table | Figure | Gallery | str
 
 
 @dataclass(frozen=True)
@@ -132,10 +157,25 @@ def _part(part: Part) -> str:
         return f"<p>{escaped(part, 2000)}</p>"
     if isinstance(part, Table):
         return _table(part)
+    if isinstance(part, Gallery):
+        return f'<div class="gallery">{"".join(map(_picture, part.pictures))}</div>'
+    drawn = part.drawing.to_svg(part.description)
+    if part.drawing.narrow is not None:
+        narrow = part.drawing.narrow.to_svg(part.description)
+        drawn = f'<div class="screen">{drawn}</div>\n<div class="phone">{narrow}</div>'
     return (
-        f'<figure>\n<div class="wide">{part.drawing.to_svg(part.description)}</div>\n'
+        f'<figure>\n<div class="wide">{drawn}</div>\n'
         f"<figcaption>{escaped(part.caption, 1000)}</figcaption>\n"
         f"<details><summary>The figures behind it</summary>\n{_table(part.table)}\n</details>\n</figure>"
+    )
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.jpeg).decode()
+    image = f'<img loading="lazy" alt="{escaped(picture.name)}" src="data:image/jpeg;base64,{data}">' if data else ""
+    return (
+        f"<figure>{image}<figcaption><bdi>{escaped(picture.caption)}</bdi><br>"
+        f"<bdi>{escaped(picture.name)}</bdi></figcaption></figure>"
     )
 
 

@@ -11,11 +11,20 @@ _SHAPES = 5
 Point = tuple[float, float]
 
 
+# What a phone of 375 pixels leaves beside the page's margins.
+PHONE_WIDTH = 343
+
+
 class Drawing:
-    """Elements on a canvas of `width` x `height`, in pixels of a wide screen; on a phone it shrinks to four fifths."""
+    """Elements on a canvas of `width` x `height` pixels.
+
+    Attributes:
+        narrow: the same for a phone, no wider than `PHONE_WIDTH`; None if this one is narrow enough.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
+        self.narrow: Drawing | None = None
         self._elements: list[str] = []
 
     def line(self, start: Point, end: Point, kind: str = "grid") -> None:

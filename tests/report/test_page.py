@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from fastfsl.errors import ConfigError
 from fastfsl.report import (
     Figure,
+    Gallery,
+    Picture,
     Section,
     Series,
     Table,
@@ -39,7 +41,7 @@ NAMES = (
 class Strict(html.parser.HTMLParser):
     """Refuses what may not be in a report, and tags that do not close."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "img", "br")
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -47,8 +49,11 @@ class Strict(html.parser.HTMLParser):
         self.words: list[str] = []
 
     def handle_starttag(self, tag, attrs):
-        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "image", "use", "a"}
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "image", "use", "a"}
         for name, value in attrs:
+            if tag == "img" and name == "src":  # in the page itself
+                assert value.startswith("data:image/jpeg;base64,")
+                continue
             assert not name.startswith("on")
             assert name not in {"src", "href", "xlink:href", "srcset", "action"}
             assert "url(" not in (value or "")
@@ -143,14 +148,65 @@ def test_it_is_made_for_phones_print_dark_rooms_and_readers(tmp_path):
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     for words in ("width=device-width", "prefers-color-scheme:dark", "@media print", "default-src 'none'", 'lang="en"'):
         assert words in page
-    assert page.count("<svg") == page.count("<details>") == 4  # each plot has its figures as a table
-    # On a phone a plot is scrolled before its words are too small, and names of settings leave room for their values.
-    assert page.count('<div class="wide"><svg') == len(re.findall(r'style="--width:\d+px"', page)) == 4
-    narrow = page[page.index("(max-width:40rem)") :]
-    assert "svg{min-width:calc(" in narrow
+    assert page.count("<details>") == 4  # each plot has its figures as a table
+    # On a phone each plot is another drawing that fits, in letters of the same size; names leave room for values.
+    for where in ("screen", "phone"):
+        drawn = re.findall(rf'<div class="{where}"><svg[^>]* viewBox="0 0 (\d+) \d+"', page)
+        assert len(drawn) == 4
+        assert where == "screen" or all(int(width) <= 343 for width in drawn)
+    narrow = page[page.index("(max-width:44rem)") :]
+    assert ".phone{display:block}.screen{display:none}" in narrow
+    assert "min-width:calc(" not in page
     assert "tbody th{overflow-wrap:anywhere" in narrow
     assert 'scope="row"' in page
     assert '<td class="n"><bdi>' in page  # numbers stand right
+
+
+@pytest.mark.parametrize("size", [2, 5, 12, 30])
+def test_no_plot_is_wider_than_a_phone_or_cut_off(size):
+    names = tuple(f"a long class name {index}" for index in range(size))
+    for part in parts(names):
+        if not isinstance(part, Figure):
+            continue
+        narrow = part.drawing.narrow
+        assert narrow is not None
+        assert narrow.width <= 343
+        for x, anchor, words in re.findall(
+            r'<text[^>]* x="(-?[\d.]+)" y="[^"]*" text-anchor="(\w+)">([^<]*)<', narrow.to_svg("d")
+        ):
+            # Letters of 12 pixels are about 6.2 wide.
+            wide = 6.2 * len(words)
+            start = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+            assert start >= -4, words
+            assert start + wide <= narrow.width + 8, words
+
+
+def test_of_many_classes_the_worst_confusions_are_listed():
+    names = tuple(f"class {index}" for index in range(102))
+    labels = np.repeat(np.arange(102), 4)
+    predicted = labels.copy()
+    predicted[:3] = (7, 7, 9)
+    predicted[40] = 11
+    about, pairs, classes = confusion_parts(labels, predicted, names)
+    assert "102 classes" in str(about)
+    assert isinstance(pairs, Table)
+    assert isinstance(classes, Table)
+    assert pairs.rows[0] == ("class 0", "class 7", 2, 4)
+    assert len(pairs.rows) == 3
+    assert classes.rows[0] == ("class 0", 75.0, 4, "class 7 (2), class 9 (1)")
+    assert classes.rows[1] == ("class 10", 25.0, 4, "class 11 (1)")
+    assert confusion_parts(labels, labels, names) == ["No sample was taken for another class."]
+
+
+def test_pictures_are_in_the_page_itself(tmp_path):
+    gallery = Gallery([Picture(b"\xff\xd8jpeg", NAMES[0], NAMES[1]), Picture(b"", "gone.png", "a, taken for b")])
+    write_report(tmp_path / "a.html", "title", [Section("Mistakes", [gallery])])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    words = "".join(check(page).words)
+    assert NAMES[0] not in page
+    assert "gone.png" in words
+    assert page.count("<img ") == 1
+    assert "img-src data:" in page
 
 
 def _light(colour):
