@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ HEAVY = (
 _PROGRAM = """
 import json, sys
 from typer.testing import CliRunner
-from typing import Any
 from fastfsl.cli import app
 answers = []
 for arguments in json.load(sys.stdin):
