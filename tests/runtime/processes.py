@@ -605,6 +605,21 @@ def main_thread_ends_first(bundle: str) -> None:
     threading.Thread(target=serve).start()
 
 
+def threads_that_never_end(bundle: str) -> None:
+    classifier = load(bundle, warm_up=True)
+    features = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
+
+    def serve() -> None:
+        while True:
+            classifier.classify_features(features)
+            classifier.predict(PIXELS[0])
+
+    for _ in range(3):
+        threading.Thread(target=serve, daemon=True).start()
+    time.sleep(0.1)
+    sys.exit(0)
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # which is the point
     globals()[sys.argv[1]](*sys.argv[2:])

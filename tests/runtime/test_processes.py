@@ -258,6 +258,11 @@ def test_the_interpreter_lives_for_as_long_as_other_threads_serve(bundle_dir):
     assert _run("main_thread_ends_first", bundle_dir) == "served\n"
 
 
+def test_threads_that_never_end_do_not_abort_the_end(bundle_dir):
+    for _ in range(3):
+        _run("threads_that_never_end", bundle_dir)
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
 def test_numpy_integers_are_whole_numbers(bundle_dir, photos, kind):
     counts = {name: kind(2) for name in ("max_batch", "num_threads", "image_threads")}
