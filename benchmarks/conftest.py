@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fastfsl.runtime.processor import processor
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("fastfsl", "torch", "triton", "open_clip_torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
 
@@ -74,7 +76,7 @@ def demo(tmp_path_factory) -> Demo:
 
 
 def made_with(command: str, *, device: str | None = None, commit: str | None = None) -> dict[str, Any]:
-    """What a figure depends on besides the code: device, versions, commit, day.
+    """What a figure depends on besides the code: device, the processor's instructions, versions, commit, day.
 
     Args:
         command: what was run.
@@ -90,6 +92,7 @@ def made_with(command: str, *, device: str | None = None, commit: str | None = N
     return {
         "command": command,
         "device": device or f"{_cpu()}, {os.cpu_count()} cores",
+        "instructions": processor()["instructions"],
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit or _commit(),

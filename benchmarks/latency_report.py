@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import instructions
 from fastfsl.cli.bench_report import latency_figure, stage_figures, throughput_figure
 from fastfsl.cli.output import field_words
 from fastfsl.report import Part, Section, Series, Table, write_report
@@ -92,9 +93,8 @@ def _parts(result: dict[str, Any]) -> list[Part]:
 
 def _origin(made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    return (
-        f"{made['command']}. {made['device']}, Python {made['python']}, {versions}; {made['commit']}, {made['date']}."
-    )
+    device = made["device"] + instructions(made)
+    return f"{made['command']}. {device}, Python {made['python']}, {versions}; {made['commit']}, {made['date']}."
 
 
 def _is_rows(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from benchmarks/results: `python benchmarks/tables.py [--check]`."""
+"""Write the tables of README.md and docs/ from benchmarks/results: `python benchmarks/tables.py [--check]`."""
 
 import json
 import statistics
@@ -9,9 +9,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/departures.md")
 
 # Results of benchmarks/compare_features.py and what the table calls them.
 COMPARED = {"flowers102_vitb32_16shot": "Flowers102", "aircraft100_vitb32_16shot": "Aircraft"}
+NOISE_FILES = {
+    "flowers102_vitb32_16shot": "Flowers102",
+    "aircraft100_vitb32_16shot": "Aircraft",
+    "imagenet145_vitb32_4shot": "ImageNet, 145 classes",
+}
 NO_CARD_YET = (
     "The Triton kernels of the flow and of the Gram loss are compared with float64 in Triton's interpreter, and",
     "compiled, not yet run on a card. `python benchmarks/gpu_suite.py --out DIR` does that in 9 minutes: correctness,",
@@ -162,11 +168,44 @@ def tuning_table() -> str:
         for row in result["rows"]
     )
     step = _read("mps_step")
+    devices = "; ".join(dict.fromkeys(_device(result) for result in [*results, step]))
     note = (
-        "1000 test scans, five seeds; drift is the mean |S - S'| of the Gram matrices of tuned and frozen features.\n"
+        "1000 test scans, five seeds; drift is the mean |S - S'| of the Gram matrices of tuned and frozen features,\n"
+        "an upper bound of their Gromov-Wasserstein distance.\n"
         f"A training step of `mps` (ViT-B/16 shapes, batch {step['batch']}, 2 views) takes {step['ratio']:.2f} of the "
-        f"time and {step['memory_ratio']:.2f} of the memory of the straightforward one.\n{_device(step)}."
+        f"time and {step['memory_ratio']:.2f} of the memory of the straightforward one.\n{devices}."
     )
+    return "\n".join([*lines, "", note])
+
+
+def noise_table() -> str:
+    """What the noise on the flow's path gives, file by file."""
+    results = {name: _read(f"flow_noise_{file}") for file, name in NOISE_FILES.items()}
+    cells = {(name, row["shots"], row["noise"]): row for name, result in results.items() for row in result["rows"]}
+    columns = list(dict.fromkeys((name, shots) for name, shots, _ in cells))
+    noises = list(dict.fromkeys(noise for _, _, noise in cells))
+    lines = [
+        "| noise | " + " | ".join(f"{name}, {shots}" for name, shots in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for noise in noises:
+        figures = " | ".join(f"{100 * cells[(*column, noise)]['accuracy_mean']:.1f}" for column in columns)
+        lines.append(f"| {noise} | {figures} |")
+    seeds = {name: len(result["rows"][0]["accuracies"]) for name, result in results.items()}
+    note = "Seeds: " + ", ".join(f"{name} {count}" for name, count in seeds.items())
+    return "\n".join([*lines, "", f"{note}. {_device(next(iter(results.values())))}."])
+
+
+def gda_table() -> str:
+    """GDA with views as samples against their means."""
+    result = _read("gda_views")
+    lines = ["| shots | mean of the views, % | views as samples, % | gain, points |", "|---|---|---|---|"]
+    lines.extend(
+        f"| {row['shots']} | {100 * row['mean_accuracy']:.1f} | {100 * row['always_accuracy']:.1f} | "
+        f"{100 * row['gain']:+.1f} ± {100 * row['gain_standard_error']:.1f} |"
+        for row in result["rows"]
+    )
+    note = f"Zero-shot {100 * result['zero_shot_accuracy']:.1f} %; ± one standard error of the mean over the seeds."
     return "\n".join([*lines, "", note])
 
 
@@ -261,7 +300,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def with_tables(text: str) -> str:
-    """README.md with its tables made anew."""
+    """A page with its tables made anew."""
     tables = {
         "demo": demo_table,
         "compare": compare_table,
@@ -270,6 +309,8 @@ def with_tables(text: str) -> str:
         "image": image_table,
         "bundle": bundle_table,
         "gpu": gpu_table,
+        "noise": noise_table,
+        "gda": gda_table,
     }
     for name, table in ((name, make()) for name, make in tables.items() if f"<!-- {name}-table -->" in text):
         start, end = f"<!-- {name}-table -->", f"<!-- /{name}-table -->"
@@ -280,18 +321,18 @@ def with_tables(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite README.md, or with --check say whether it is current."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    made = with_tables(text)
-    if "--check" in sys.argv[1:]:
-        if made != text:
-            sys.stderr.write(
-                "README.md's tables are not those of benchmarks/results: run python benchmarks/tables.py\n"
-            )
-        return int(made != text)
-    readme.write_text(made, encoding="utf-8")
-    return 0
+    """Rewrite the pages, or with --check say whether they are current."""
+    stale = 0
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        made = with_tables(text)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(made, encoding="utf-8")
+        elif made != text:
+            stale = 1
+            sys.stderr.write(f"{page}'s tables are not those of benchmarks/results: run python benchmarks/tables.py\n")
+    return stale
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -299,9 +340,30 @@ def _read(name: str) -> dict[str, Any]:
     return result
 
 
+# Of the instructions that a result was made with, those that matrix products take, as people call them.
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "BF16",
+    "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
+    "asimddp": "dot products",
+    "i8mm": "int8 matrix products",
+}
+
+
+def instructions(made: dict[str, Any]) -> str:
+    """The instruction set in brackets; nothing for a result from before it was recorded."""
+    known = [words for name, words in INSTRUCTIONS.items() if name in (made.get("instructions") or ())]
+    return f" ({', '.join(known)})" if known else ""
+
+
 def _device(result: dict[str, Any]) -> str:
     made = result["made_with"]
-    return f"{made['device']}, torch {made['versions']['torch']}, ONNX Runtime {made['versions']['onnxruntime']}"
+    versions = made["versions"]
+    return f"{made['device']}{instructions(made)}, torch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}"
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ from typing import Any
 import onnx
 
 from fastfsl.bundle import (
+    CARD,
     FLOW_GRAPH,
     FLOW_PLAN,
     READOUT,
     VISUAL_GRAPH,
+    Int8Products,
     Manifest,
+    int8_products,
     seal_bundle,
     staging_folder,
     write_plan,
@@ -32,7 +35,6 @@ from fastfsl.fit.deployment import Deployment
 from fastfsl.fit.evaluate import run_encoder
 from fastfsl.fit.run import Run, installed_versions
 
-CARD = "README.md"
 _NO_KERNELS = KernelOptions()
 
 
@@ -111,7 +113,7 @@ def export_run(
             graphs, parity["precision"] = reduce_precision(
                 precision, graphs, run, preprocessing, with_flow=compiled is None, allow_drop=allow_drop
             )
-        _save_graphs(graphs, staging)
+        int8 = _save_graphs(graphs, staging)
         if readout is not None:
             write_readout(staging / READOUT, readout)
         text_record = None
@@ -126,6 +128,7 @@ def export_run(
         fields = {
             **_manifest_fields(run, deployed, encoder, parity),
             "precision": precision,
+            "int8": int8,
             "kernels": compiled,
             "text": text_record,
         }
@@ -200,9 +203,15 @@ def _public_name(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _save_graphs(graphs: Graphs, folder: Path) -> None:
+def _save_graphs(graphs: Graphs, folder: Path) -> dict[str, Any] | None:
+    """Write the graphs; returns what the manifest says of their int8 weights."""
+    found = []
     for model, name in ((graphs.visual, VISUAL_GRAPH), (graphs.flow, FLOW_GRAPH)):
         if model is not None:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            onnx.save(model, path)
+            data = model.SerializeToString()
+            path.write_bytes(data)
+            found.append(int8_products(data, name))
+    products = Int8Products.together(found)
+    return None if products is None else {"max_pair_sum": products.max_pair_sum}

@@ -132,7 +132,10 @@ def _precision(precision: str, parity: dict[str, Any]) -> list[str]:
         f"{report['samples']}, accuracy there {100 * report['accuracy']:.1f} % against "
         f"{100 * report['accuracy_fp32']:.1f} %{kept}{checked}"
     )
-    return [about]
+    limit = (
+        "- The answers are the same on every processor, to rounding: sums of two adjacent int8 products fit in 16 bits"
+    )
+    return [about, limit] if precision == "int8" else [about]
 
 
 def _kernels(kernels: dict[str, Any] | None, parity: dict[str, Any]) -> list[str]:

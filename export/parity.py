@@ -176,7 +176,7 @@ def logit_parity(
         near = _unit(places[rng.integers(len(places), size=batch)])
         length = 1.0 if normalized else rng.uniform(0.2, 1, (batch, 1))
         features = (length * _unit(noise + near * 2 * rng.random((batch, 1)))).astype(np.float32)
-        expected = softmax(np.asarray(estimator.decision_function(features)))
+        expected = softmax(_all_logits(np.asarray(estimator.decision_function(features))))
         got = softmax(head.logits(features))
         _check_shape("logits", got, expected)
         errors.append(float(np.abs(got - expected).max()))
@@ -184,6 +184,11 @@ def logit_parity(
     if not report["max_probability_error"] <= MAX_PROBABILITY_ERROR:
         raise BundleError(f"the exported logits are not the estimator's ({report}): nothing was written; report this")
     return report
+
+
+def _all_logits(decision: NDArray[Any]) -> NDArray[Any]:
+    """Logits, (n, C): of two classes an estimator gives their difference, (n,)."""
+    return decision if decision.ndim == 2 else np.stack([np.zeros_like(decision), decision], axis=1)
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[Any]:

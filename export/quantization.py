@@ -1,9 +1,10 @@
 """int8 products for the CPU: weights by output channel, activations by ranges found once on calibration data.
 
-A linear layer y = x W + b becomes y = s_x s_w (q_x - z) Q_w + b with q_x = round(x / s_x) + z in 0..255, s_x and z of
-the layer's input, Q_w in -127..127 and s_w of each output channel; everything else stays float32. The ranges are
-constants, so what an image gets does not depend on the others in its batch, as it would with onnxruntime's
-`quantize_dynamic`. The projection inside Attention is such a layer too; its softmax stays float32.
+A linear layer y = x W + b becomes y = s_x s_w (q_x - z) Q_w + b' with q_x = round(x / s_x) + z in 0..255, s_x and z of
+the layer's input, Q_w and s_w of each output channel as `integer_weights` gives them, and b' = b + E[x] (W - s_w Q_w),
+which leaves the mean output alone; everything else stays float32. The ranges are constants, so what an image gets does
+not depend on the others in its batch, as it would with onnxruntime's `quantize_dynamic`. The projection inside
+Attention is such a layer too; its softmax stays float32.
 
 `quantize_static` of onnxruntime writes pairs of QuantizeLinear and DequantizeLinear around MatMul, which a CPU does not
 compute as one product (`pytest benchmarks/bench_int8.py`). So the lines that place the operators are here.
@@ -18,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from fastfsl.export.integer_weights import BLOCK, integer_weights
 from fastfsl.runtime.session import Session
 
 Rows = NDArray[np.float64]
@@ -25,7 +27,7 @@ Rows = NDArray[np.float64]
 MICROSOFT = "com.microsoft"
 _PRODUCTS = {("", "MatMul"), ("", "Gemm"), (MICROSOFT, "Attention")}
 _LEVELS = 255
-_STATISTICS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum", "square": "ReduceSumSquare"}
+_STATISTICS = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum"}
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,19 @@ class Range:
     Attributes:
         low: the smallest value, at most 0.
         high: the largest, at least 0.
-        variance: of each channel, (K,).
+        mean: of each channel, (K,).
+        covariance: of the channels within blocks of `BLOCK`, (ceil(K / BLOCK), BLOCK, BLOCK); 0 beyond the last one.
     """
 
     low: float
     high: float
-    variance: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Of each channel, (K,)."""
+        return np.maximum(np.diagonal(self.covariance, axis1=1, axis2=2).reshape(-1)[: len(self.mean)], 0)
 
     @property
     def step(self) -> float:
@@ -113,13 +122,19 @@ def calibrate(
         return {}
     graph = probe.graph
     graph.initializer.append(numpy_helper.from_array(np.array([0]), "calibration_axis"))
+    graph.initializer.append(numpy_helper.from_array(np.array([0, -1, BLOCK]), "calibration_blocks"))
     for index, (source, count) in enumerate(channels.items()):
-        rows, shape = f"calibration_{index}", f"calibration_shape_{index}"
-        graph.initializer.append(numpy_helper.from_array(np.array([-1, count]), shape))
-        graph.node.append(helper.make_node("Reshape", [source, shape], [rows]))
+        rows = f"calibration_{index}"
+        graph.initializer.append(numpy_helper.from_array(np.array([-1, count]), f"{rows}_shape"))
+        graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, -count % BLOCK]), f"{rows}_margin"))
+        # In double precision: a covariance is a small difference where a mean is large.
+        graph.node.append(helper.make_node("Cast", [source], [f"{rows}_double"], to=TensorProto.DOUBLE))
+        graph.node.append(helper.make_node("Reshape", [f"{rows}_double", f"{rows}_shape"], [rows]))
         for kind, operator in _STATISTICS.items():
             graph.node.append(helper.make_node(operator, [rows, "calibration_axis"], [f"{rows}_{kind}"], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(f"{rows}_{kind}", TensorProto.FLOAT, [count]))
+            graph.output.append(helper.make_tensor_value_info(f"{rows}_{kind}", TensorProto.DOUBLE, [count]))
+        graph.node.extend(_block_products(rows))
+        graph.output.append(helper.make_tensor_value_info(f"{rows}_products", TensorProto.DOUBLE, [None, BLOCK, BLOCK]))
         graph.node.append(helper.make_node("Shape", [rows], [f"{rows}_count"], end=1))
         graph.output.append(helper.make_tensor_value_info(f"{rows}_count", TensorProto.INT64, [1]))
     session = open_session(probe.SerializeToString())
@@ -127,8 +142,18 @@ def calibrate(
     for feed in feeds:
         found = iter(session.run(None, feed))
         for total in totals:
-            total.add(*(next(found).astype(np.float64) for _ in (*_STATISTICS, "count")))
+            total.add(*(next(found) for _ in (*_STATISTICS, "products", "count")))
     return {source: total.range() for source, total in zip(channels, totals, strict=True)}
+
+
+def _block_products(rows: str) -> list[onnx.NodeProto]:
+    """Nodes for X'X of rows X (n, K) within blocks of `BLOCK` columns."""
+    return [
+        helper.make_node("Pad", [rows, f"{rows}_margin"], [f"{rows}_whole"]),
+        helper.make_node("Reshape", [f"{rows}_whole", "calibration_blocks"], [f"{rows}_in_blocks"]),
+        # Not Transpose and MatMul: ONNX Runtime 1.25 fuses these into an operator that it has in float32 alone.
+        helper.make_node("Einsum", [f"{rows}_in_blocks"] * 2, [f"{rows}_products"], equation="nbi,nbj->bij"),
+    ]
 
 
 class _Total:
@@ -136,16 +161,19 @@ class _Total:
 
     def __init__(self) -> None:
         self.low, self.high, self.count = 0.0, 0.0, 0.0
-        self.sum: NDArray[np.float64] = np.zeros(1)
-        self.square: NDArray[np.float64] = np.zeros(1)
+        self.sum: Rows = np.zeros(1)
+        self.products: Rows = np.zeros(1)
 
-    def add(self, low: Rows, high: Rows, total: Rows, square: Rows, count: Rows) -> None:
+    def add(self, low: Rows, high: Rows, total: Rows, products: Rows, count: NDArray[np.int64]) -> None:
         self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
-        self.sum, self.square, self.count = self.sum + total, self.square + square, self.count + float(count[0])
+        self.sum, self.products = self.sum + total, self.products + products
+        self.count += float(count[0])
 
     def range(self) -> Range:
-        mean, square = self.sum / self.count, self.square / self.count
-        return Range(self.low, self.high, np.maximum(square - mean**2, 0))
+        mean, products = self.sum / self.count, self.products / self.count
+        blocks = np.zeros(products.shape[:2])
+        blocks.reshape(-1)[: len(mean)] = mean
+        return Range(self.low, self.high, mean, products - blocks[:, :, None] * blocks[:, None, :])
 
 
 def rounding_noise(layers: Iterable[Linear], ranges: Mapping[str, Range]) -> dict[str, float]:
@@ -180,7 +208,7 @@ def quantize(
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     layers = {layer.node.output[0]: layer for layer in linear_layers(quantized) if layer.name not in keep}
-    writer = _Writer(quantized)
+    writer = _Writer(quantized, _covariances(layers.values(), ranges))
     nodes: list[onnx.NodeProto] = []
     for node in quantized.graph.node:
         layer = layers.get(node.output[0])
@@ -200,18 +228,27 @@ def quantize(
     return quantized, list(dict.fromkeys(layer.name for layer in layers.values()))
 
 
+def _covariances(layers: Iterable[Linear], ranges: Mapping[str, Range]) -> dict[str, NDArray[np.float64]]:
+    """Covariances of what each layer's weights are multiplied with, in all the places where they are, added up."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for layer in layers:
+        found[layer.name] = found.get(layer.name, 0) + ranges[layer.source].covariance
+    return found
+
+
 class _Writer:
     """Makes the nodes of int8 products; inputs are quantised once, weights likewise."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, covariances: Mapping[str, NDArray[np.float64]]) -> None:
         graph = model.graph
+        self._covariances = covariances
         self.constants: dict[str, onnx.TensorProto] = {}
         self.absorbed: set[str] = set()
         self.products: set[str] = set()
         self._quantized: dict[str, tuple[str, str, str]] = {}
         inputs = {value.name for value in graph.input}
         constants = [tensor for tensor in graph.initializer if tensor.name not in inputs]
-        self._lengths = {tensor.name: tensor.dims[0] for tensor in constants if len(tensor.dims) == 1}
+        self._vectors = {tensor.name: tensor for tensor in constants if len(tensor.dims) == 1}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._bytes = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
         self._outputs = {value.name for value in graph.output}
@@ -229,7 +266,7 @@ class _Writer:
         weight, weight_scale = self._weight(layer)
         bias, output = layer.bias or "", layer.node.output[0]
         if layer.node.op_type == "Attention":
-            inputs = [values, weight, bias, scale, weight_scale, "", zero]
+            inputs = [values, weight, self._bias(layer, bias, found), scale, weight_scale, "", zero]
             attention = helper.make_node("QAttention", inputs, [output], domain=MICROSOFT)
             attention.attribute.extend(layer.node.attribute)
             return [*nodes, attention]
@@ -237,10 +274,10 @@ class _Writer:
         if not bias and len(consumers) == 1 and consumers[0].op_type == "Add" and output not in self._outputs:
             (add,) = consumers
             others = [name for name in add.input if name != output]
-            if len(others) == 1 and self._lengths.get(others[0]) == layer.weight.shape[1]:
+            if len(others) == 1 and self._length(others[0]) == layer.weight.shape[1]:
                 bias, output = others[0], add.output[0]
                 self.absorbed.add(output)
-        inputs = [values, weight, scale, weight_scale, zero, "", bias]
+        inputs = [values, weight, scale, weight_scale, zero, "", self._bias(layer, bias, found)]
         nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=MICROSOFT))
         self.products.add(output)
         return nodes
@@ -269,11 +306,21 @@ class _Writer:
     def _weight(self, layer: Linear) -> tuple[str, str]:
         values, scale = f"{layer.name}_int8", f"{layer.name}_scale"
         if values not in self.constants:
-            steps = np.abs(layer.weight).max(axis=0).astype(np.float32) / 127
-            steps[steps == 0] = 1
-            self._constant(values, np.rint(layer.weight / steps).astype(np.int8))
+            levels, steps = integer_weights(layer.weight, self._covariances[layer.name])
+            self._constant(values, levels)
             self._constant(scale, steps)
         return values, scale
+
+    def _bias(self, layer: Linear, bias: str, found: Range) -> str:
+        """The bias, with what rounding the weights takes from the mean output."""
+        levels, steps = (numpy_helper.to_array(self.constants[name]) for name in self._weight(layer))
+        value = found.mean @ layer.weight - found.mean @ levels * steps
+        if bias:
+            value = value + numpy_helper.to_array(self._vectors[bias])
+        return self._constant(f"{layer.node.output[0]}_int8_bias", value.astype(np.float32))
+
+    def _length(self, name: str) -> int | None:
+        return self._vectors[name].dims[0] if name in self._vectors else None
 
     def _constant(self, name: str, value: NDArray[Any]) -> str:
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)

@@ -12,8 +12,20 @@ if TYPE_CHECKING:
     from fastfsl.errors import BundleError, ConfigError, DataError, DeviceError, FastFSLError, ShapeError
     from fastfsl.fit.auto import Auto
     from fastfsl.fit.fma import FlowMatchingAlignment
+    from fastfsl.fit.text_readout import TextReadout
+    from fastfsl.heads import (
+        GDA,
+        LinearProbe,
+        LPPlusPlus,
+        NearestMean,
+        ProKeR,
+        TipAdapter,
+        TipAdapterF,
+        ZeroShot,
+    )
 
 __all__ = [
+    "GDA",
     "Auto",
     "BundleError",
     "ConfigError",
@@ -21,12 +33,29 @@ __all__ = [
     "DeviceError",
     "FastFSLError",
     "FlowMatchingAlignment",
+    "LPPlusPlus",
+    "LinearProbe",
+    "NearestMean",
+    "ProKeR",
+    "ResourceError",
     "ShapeError",
+    "TextReadout",
+    "TipAdapter",
+    "TipAdapterF",
+    "ZeroShot",
     "__version__",
 ]
 
 _HOME = {name: "fastfsl.errors" for name in __all__ if name.endswith("Error")}
-_HOME |= {"Auto": "fastfsl.fit.auto", "FlowMatchingAlignment": "fastfsl.fit.fma"}
+_HOME |= {
+    "Auto": "fastfsl.fit.auto",
+    "FlowMatchingAlignment": "fastfsl.fit.fma",
+    "TextReadout": "fastfsl.fit.text_readout",
+}
+_HOME |= dict.fromkeys(
+    ("GDA", "LPPlusPlus", "LinearProbe", "NearestMean", "ProKeR", "TipAdapter", "TipAdapterF", "ZeroShot"),
+    "fastfsl.heads",
+)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
@@ -48,4 +77,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands f
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    """The names that can be had here: help() asks for each one, and must not fail where the training is missing."""
+    from importlib.util import find_spec
+
+    trains = all(find_spec(package) is not None for package in ("torch", "scipy", "sklearn"))
+    return sorted(name for name in __all__ if trains or _HOME.get(name, "fastfsl.errors") == "fastfsl.errors")

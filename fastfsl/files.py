@@ -2,13 +2,12 @@
 
 import errno
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, FastFSLError, resource_error
+from fastfsl.leftovers import NEW, OLD, staging_area, sweep_leftovers
 
 # File systems allow 255 bytes a name; the temporary name adds some of its own.
 _MAX_NAME = 230
@@ -25,28 +24,28 @@ def staged_file(target: Path) -> Iterator[Path]:
         target: the file to make or replace.
 
     Yields:
-        The path to write to; it does not exist yet.
+        The path to write to; it does not exist yet. It has the name of `target`, in a folder of its own.
 
     Raises:
         ConfigError: if the file cannot be written.
+        ResourceError: if the machine, not the place, is the reason.
     """
     target = _absolute(target)
-    staging = _sibling(target, "partial")
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _writing(target):
+        sweep_leftovers(target.parent)
+        with staging_area(target) as area:
+            staging = area / target.name
             yield staging
             staging.replace(target)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged_directory(target: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target` to fill; renamed onto `target` when the block ends without an error.
 
-    An error or Ctrl-C inside the block leaves `target` as it was and removes the temporary folder.
+    An error or Ctrl-C inside the block leaves `target` as it was and removes the temporary folder. After `kill -9`
+    the next run with an output in the same folder does both.
 
     Args:
         target: the folder to make.
@@ -59,14 +58,16 @@ def staged_directory(target: Path, *, marker: str, force: bool = False) -> Itera
 
     Raises:
         ConfigError: if `target` exists and may not be replaced, or it cannot be written.
+        ResourceError: if the machine, not the place, is the reason.
     """
     target = _absolute(target)
     check_output(target, marker=marker, force=force)
-    staging = _sibling(target, "partial")
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    try:
+    with ExitStack() as stack:
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            area = stack.enter_context(staging_area(target))
+            staging = area / NEW
+            staging.mkdir()
         try:
             yield staging
         except OSError as error:
@@ -75,17 +76,18 @@ def staged_directory(target: Path, *, marker: str, force: bool = False) -> Itera
             raise _cannot_write(target, error) from error
         check_output(target, marker=marker, force=force)
         with _writing(target):
-            _replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            _replace(staging, target, area / OLD)
 
 
 def check_output(target: Path, *, marker: str, force: bool = False) -> None:
     """Refuse, before any work is done, an output folder that exists or could not be written.
 
+    What killed runs left beside it is removed first, and an output that one of them had moved aside comes back.
+
     Raises:
         ConfigError: naming the path and what to do.
     """
+    sweep_leftovers(_absolute(target).parent)
     if os.path.lexists(target):
         if not force:
             raise ConfigError(f"expected a new output, but {target} exists: choose another name or pass --force")
@@ -107,28 +109,34 @@ def _writing(target: Path) -> Iterator[None]:
         raise _cannot_write(target, error) from error
 
 
-def _cannot_write(target: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot write {target}: {error.strerror or error}; choose another output")
+def _cannot_write(target: Path, error: OSError) -> FastFSLError:
+    if error.errno in _DISK_ERRORS:
+        return ConfigError(
+            f"cannot write {target}: {error.strerror or error}; free some space, or choose another output"
+        )
+    return resource_error(error, f"write {target}") or ConfigError(
+        f"cannot write {target}: {error.strerror or error}; choose another output"
+    )
 
 
-def _replace(staging: Path, target: Path) -> None:
-    """Rename `staging` onto `target`; an old target is moved aside first and comes back if that fails."""
+def _replace(staging: Path, target: Path, old: Path) -> None:
+    """Rename `staging` onto `target`; an old target is moved to `old` first and comes back if that fails."""
     if not target.is_dir():
         staging.rename(target)
         return
-    old = _sibling(target, "old")
     target.rename(old)
     try:
         staging.rename(target)
     except BaseException:
-        old.rename(target)
+        try:
+            old.rename(target)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {target}, nor put back what was there ({error.strerror or error}): it lies in "
+                f"{old}, and the next run puts it back"
+            ) from error
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
-
-
-def _sibling(path: Path, role: str) -> Path:
-    return path.with_name(f".{path.name}.{role}-{secrets.token_hex(4)}")

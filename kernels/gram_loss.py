@@ -47,6 +47,9 @@ def gram_alignment_loss(
     As `fastfsl.manifold.gram_alignment_loss`, on a card. Operands of products have the features' dtype; they are summed
     and subtracted in float32, which is the dtype of the loss, under autocast too.
 
+    Its `l1` form bounds the Gromov-Wasserstein distance of the two sets of features from above: that distance is the
+    least mean |S_ik - S'_jl| over all couplings of their rows, this the mean under the identity coupling, row with row.
+
     Args:
         features: rows f, (B, N, d), or (N, d) for a single Gram matrix; float16, bfloat16 or float32. Their gradient
             has their dtype.

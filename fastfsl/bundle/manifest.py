@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fastfsl.bundle.links import resolve
 from fastfsl.bundle.paths import MANIFEST_NAME, check_paths
 from fastfsl.bundle.text_record import check_text_files, is_text
 from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, NEWER, is_fraction, is_positive, read_regular, strict_json
@@ -30,6 +31,9 @@ FLOW_KERNELS_FOLDER = "flow/kernels"
 FLOW_KERNELS_INDEX = f"{FLOW_KERNELS_FOLDER}/kernels.json"
 FLOW_KERNELS_WEIGHTS = f"{FLOW_KERNELS_FOLDER}/weights.safetensors"
 KERNEL_DTYPES = ("fp16", "bf16")
+
+# What may be left out, and is null then.
+_OPTIONAL = ("blend", "kernels", "text", "int8")
 
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}", re.ASCII)
 
@@ -57,7 +61,8 @@ class Manifest:
         logit_scale: the encoder's factor from cosine to logit, which the flow's logits use.
         preprocessing: ``images.Preprocessing.to_dict()``; None for a bundle trained on features.
         encoder: {"backbone": str, "pretrained": str or None, "digest": sha256}; None likewise.
-        files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest.
+        files: relative path -> {"sha256": hex, "size": bytes} of every file but the manifest. The model card
+            is not listed, or its entry, of an older version, does not count.
         versions: package -> version it was made with.
         metrics: e.g. {"held_out_support": {"accuracy": 0.91, "num_folds": 4}}.
         parity: largest differences between torch and the exported graphs.
@@ -74,6 +79,9 @@ class Manifest:
             and how many there are; what is done to a text first; an id that becomes 0 in the end; what a name is put
             into ("{}" marks the place); the factor on a class text that makes its row of the read-out's linear part, 0
             where that part is empty. None otherwise. May be left out.
+        int8: {"max_pair_sum": int} of a bundle in int8: the largest sum of two int8 weights of one sign in adjacent
+            rows, which the graphs are held to; up to ``int8_weights.MAX_PAIR_SUM`` no processor cuts a sum off. None
+            for any other bundle, and for those of versions that did not limit it. May be left out.
     """
 
     format_version: int
@@ -96,6 +104,7 @@ class Manifest:
     blend: dict[str, Any] | None = None
     kernels: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of ``manifest.json``."""
@@ -113,7 +122,7 @@ class Manifest:
         Raises:
             BundleError: anything is missing, unknown, of another type or out of range.
         """
-        values = {"read_steps": [], "blend": None, "kernels": None, "text": None, **strict_json(data, path)}
+        values = {"read_steps": [], **dict.fromkeys(_OPTIONAL), **strict_json(data, path)}
         version = values.get("format_version")
         if not _is_int(version) or version < 1:
             raise BundleError(f"{path}: 'format_version' must be {FORMAT_VERSION}, got {_short(version)}; {AGAIN}")
@@ -180,7 +189,10 @@ def read_pinned(bundle_dir: str | os.PathLike[str], expected_digest: str | None 
 
 
 def bundle_digest(bundle_dir: str | os.PathLike[str]) -> str:
-    """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash."""
+    """The sha256, in hex, of ``manifest.json``: it names the bundle, since the manifest holds every file's hash.
+
+    The model card, README.md, is no part of it.
+    """
     return hashlib.sha256(_manifest_bytes(bundle_dir)).hexdigest()
 
 
@@ -191,6 +203,8 @@ def _check_parts(values: dict[str, Any], path: str | os.PathLike[str]) -> None:
         raise BundleError(f"{path}: 'encoder', 'preprocessing' and {VISUAL_GRAPH} come together or not at all; {AGAIN}")
     if values["blend"] is not None and values["encoder"] is None:
         raise BundleError(f"{path}: a 'blend' is an encoder's, and 'encoder' is null; {AGAIN}")
+    if values["int8"] is not None and values["precision"] != "int8":
+        raise BundleError(f"{path}: 'int8' is about a bundle in int8, not in {values['precision']}; {AGAIN}")
     if FLOW_GRAPH not in files and READOUT not in files:
         raise BundleError(f"{path}: 'files' must list {FLOW_GRAPH}, {READOUT} or both; {AGAIN}")
     flow = (values["num_steps"], values["step_size"], values["read_steps"])
@@ -227,7 +241,7 @@ def _manifest_bytes(bundle_dir: str | os.PathLike[str]) -> bytes:
         raise BundleError(f"{folder}: no such bundle folder; make one with `fastfsl export`")
     if not os.path.lexists(folder / MANIFEST_NAME):
         raise BundleError(f"{folder}: no {MANIFEST_NAME} in it, so it is no bundle; make one with `fastfsl export`")
-    return read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    return read_regular(resolve(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
 
 
 def _digest(value: object) -> str:
@@ -289,6 +303,15 @@ def _is_kernels(value: object) -> bool:
     )
 
 
+def _is_int8(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and set(value) == {"max_pair_sum"}
+        and _is_int(value["max_pair_sum"])
+        and 0 <= value["max_pair_sum"] <= 2 * 128
+    )
+
+
 def _is_file_entry(value: object) -> bool:
     return (
         isinstance(value, dict)
@@ -318,7 +341,10 @@ def _short(value: object) -> str:
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format_version": ("a whole number", _is_int),
     "method": ("a name", _is_name),
-    "class_names": ("a list of names", lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v))),
+    "class_names": (
+        "a list of names, each of them once",
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_name, v)) and len(set(v)) == len(v),
+    ),
     "embed_dim": ("a whole number from 1 to 65536", lambda v: _is_int(v) and 1 <= v <= 65536),
     "num_steps": ("a whole number from 0 to 1000", lambda v: _is_int(v) and 0 <= v <= 1000),
     "step_size": ("a number above 0 or null", lambda v: v is None or is_positive(v)),
@@ -330,6 +356,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "blend": ("null, or an object with an alpha from 0 to 1 and normalized, true or false", _is_blend),
     "kernels": ("null, or an object with architectures and a dtype, fp16 or bf16", _is_kernels),
     "text": ("null, or an object that says how texts are read", is_text),
+    "int8": ("null, or an object with a max_pair_sum from 0 to 256", _is_int8),
     "files": (
         f"an object of up to {MAX_FILES} {{sha256, size}}, none larger than {MAX_FILE_BYTES} bytes",
         lambda v: _is_object(v) and len(v) <= MAX_FILES and all(map(_is_file_entry, v.values())),

@@ -10,6 +10,9 @@ from fastfsl.errors import BundleError
 
 MANIFEST_NAME = "manifest.json"
 
+# The model card, which its readers may edit: no part of what is listed and verified.
+CARD = "README.md"
+
 # A part of a listed path, and those that some system takes for a device whatever follows the dot.
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?<!\.)", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastfsl.bundle.tensors import read_tensors, write_tensors
+from fastfsl.bundle.tensors import read_shapes, read_tensors, write_tensors
 from fastfsl.bundle.untrusted import AGAIN, is_positive
 from fastfsl.errors import BundleError, DataError, ShapeError
 
@@ -128,6 +128,24 @@ def read_plan(path: str | os.PathLike[str], data: bytes | None = None) -> PlanAr
         return PlanArrays(step_size=float(metadata.get("step_size", "")), **arrays)
     except (ShapeError, DataError, ValueError, TypeError) as error:
         raise BundleError(f"{path}: {error}; {AGAIN}") from error
+
+
+def plan_sizes(path: str | os.PathLike[str], data: bytes) -> tuple[int, int, float]:
+    """Number of steps, width and step size of a plan, as its header says them; the numbers behind it are not read.
+
+    Args:
+        path: what messages call it.
+        data: the file's bytes.
+
+    Raises:
+        BundleError: it is no plan, or of an unknown version.
+    """
+    metadata, shapes = read_shapes(path, PLAN_FORMAT, "flow plan", data)
+    try:
+        steps, _, _, dim = shapes["block_table"]
+        return steps, dim, float(metadata["step_size"])
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{path}: expected a block_table (M, B, 3, d) and a step_size ({error}); {AGAIN}") from error
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanArrays) -> None:

@@ -49,12 +49,7 @@ def read_tensors(
 
     path = Path(path)
     data = read_regular(path, MAX_FILE_BYTES) if data is None else data
-    header = _header(data, path)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("format") != file_format:
-        raise BundleError(f"{path}: not a fastfsl {what}; {AGAIN}")
-    if metadata.get("version") != VERSION:
-        raise BundleError(f"{path}: {what} of version {metadata.get('version')!r}, expected {VERSION!r}; {NEWER}")
+    metadata, header = _described(data, path, file_format, what)
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.get("dtype") not in dtypes:
             allowed = " or ".join(_DTYPES[dtype] for dtype in dtypes)
@@ -63,6 +58,23 @@ def read_tensors(
         return metadata, load(data)
     except (SafetensorError, ValueError, TypeError) as error:
         raise BundleError(f"{path}: {error}; {AGAIN}") from error
+
+
+def read_shapes(
+    path: str | os.PathLike[str], file_format: str, what: str, data: bytes
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Metadata and shapes of what ``write_tensors`` wrote, as the header says them; arguments as for ``read_tensors``.
+
+    Raises:
+        BundleError: the header is damaged, of another format or of an unknown version.
+    """
+    path = Path(path)
+    metadata, header = _described(data, path, file_format, what)
+    shapes = {name: entry.get("shape") if isinstance(entry, dict) else None for name, entry in header.items()}
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+            raise BundleError(f"{path}: {name} has no shape; {AGAIN}")
+    return metadata, {name: tuple(shape or ()) for name, shape in shapes.items()}
 
 
 def write_tensors(
@@ -86,6 +98,17 @@ def write_tensors(
     header += " " * (-len(header) % 8)
     with staged_file(Path(path)) as partial:
         partial.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data[8 + length :])
+
+
+def _described(data: bytes, path: Path, file_format: str, what: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata of a file of the format, and the entry of each array."""
+    header = _header(data, path)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.get("format") != file_format:
+        raise BundleError(f"{path}: not a fastfsl {what}; {AGAIN}")
+    if metadata.get("version") != VERSION:
+        raise BundleError(f"{path}: {what} of version {metadata.get('version')!r}, expected {VERSION!r}; {NEWER}")
+    return metadata, header
 
 
 def _header(data: bytes, path: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def check_tokenizer_file(data: bytes, name: str, context_length: int) -> None:
             f"{name}: {len(data)} bytes with {structure} values, more than the {MAX_TOKENIZER_BYTES} and "
             f"{MAX_STRUCTURE} of a tokenizer; {AGAIN}"
         )
-    file = strict_json(data, name, max_depth=None)
+    file = strict_json(data, name, max_depth=None, max_values=MAX_STRUCTURE)
     try:
         _check_file(file, context_length)
     except (ValueError, RecursionError) as error:

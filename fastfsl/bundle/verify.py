@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from fastfsl.bundle.links import resolve
 from fastfsl.bundle.manifest import Manifest, read_manifest
-from fastfsl.bundle.paths import MANIFEST_NAME, check_relative_path
+from fastfsl.bundle.paths import CARD, MANIFEST_NAME, check_relative_path
 from fastfsl.bundle.untrusted import AGAIN, MAX_FILE_BYTES, hash_regular, read_regular, wrong_size
 from fastfsl.errors import BundleError
+
+# Kubernetes' link to the folder that holds a volume's files.
+_MOUNTED = "..data"
 
 
 def check_bundle(bundle_dir: str | os.PathLike[str], manifest: Manifest | None = None) -> Manifest:
@@ -30,11 +35,16 @@ def check_bundle(bundle_dir: str | os.PathLike[str], manifest: Manifest | None =
 def check_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str) -> None:
     """Check one listed file's place, size and sha256 without holding it in memory.
 
+    The model card, which bundles of older versions list, may be edited or missing.
+
     Raises:
         BundleError: as ``check_bundle``.
     """
+    if name == CARD:
+        return
     path, size, sha256 = _locate(Path(bundle_dir), manifest, name)
-    _compare(path, (size, sha256), hash_regular(path, MAX_FILE_BYTES, expected_size=size))
+    found = hash_regular(path, MAX_FILE_BYTES, expected_size=size, lies_at=resolve(bundle_dir, name))
+    _compare(path, (size, sha256), found)
 
 
 def read_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str) -> bytes:
@@ -44,33 +54,55 @@ def read_file(bundle_dir: str | os.PathLike[str], manifest: Manifest, name: str)
         BundleError: as ``check_bundle``; or the manifest does not list the file.
     """
     path, size, sha256 = _locate(Path(bundle_dir), manifest, name)
-    data = read_regular(path, MAX_FILE_BYTES, expected_size=size)
+    data = read_regular(path, MAX_FILE_BYTES, expected_size=size, lies_at=resolve(bundle_dir, name))
     _compare(path, (size, sha256), (len(data), hashlib.sha256(data).hexdigest()))
     return data
 
 
 def unlisted_files(bundle_dir: str | os.PathLike[str], manifest: Manifest) -> list[str]:
-    """What lies in a bundle's folder without being a part of it, in order. None of it is ever loaded."""
-    folder, known = Path(bundle_dir), {MANIFEST_NAME, *manifest.files}
-    found = []
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in (*files, *links)]
-    return sorted(set(found) - known)
+    """What lies in a bundle's folder without being a part of it, in order. None of it is ever loaded.
+
+    The model card does not count. Of hidden folders, such as ``.git``, and of linked ones that hold nothing of the
+    bundle, the name alone is given.
+    """
+    return sorted(_unlisted(Path(bundle_dir), "", {CARD, MANIFEST_NAME, *manifest.files}))
+
+
+def unverified_files(bundle_dir: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """``unlisted_files``, and the model card if there is one: what may change without a word from ``check_bundle``."""
+    card = [CARD] if os.path.lexists(Path(bundle_dir, CARD)) else []
+    return sorted([*card, *unlisted_files(bundle_dir, manifest)])
+
+
+def _unlisted(folder: Path, prefix: str, known: set[str]) -> Iterator[str]:
+    with os.scandir(folder) as found:
+        entries = list(found)
+    mounted = not prefix and any(entry.name == _MOUNTED and entry.is_symlink() for entry in entries)
+    for entry in entries:
+        name = prefix + entry.name
+        if mounted and entry.name.startswith(".."):  # what a mounted volume's links lead to
+            continue
+        holds_known = any(one.startswith(f"{name}/") for one in known)
+        if _is_folder(entry) and (holds_known or not (entry.is_symlink() or entry.name.startswith("."))):
+            yield from _unlisted(Path(entry.path), f"{name}/", known)
+        elif name not in known:
+            yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _locate(bundle_dir: Path, manifest: Manifest, name: str) -> tuple[Path, int, str]:
-    """Path, size and sha256 of a listed file. No part of the path below the bundle may be a link."""
+    """Path, size and sha256 of a listed file."""
     if name not in manifest.files:
         raise BundleError(f"{bundle_dir}: the manifest lists no {name}; {AGAIN}")
     check_relative_path(name, bundle_dir / MANIFEST_NAME)
-    path = bundle_dir
-    for part in name.split("/"):
-        path = path / part
-        if path.is_symlink():
-            raise BundleError(f"{path}: a symbolic link, which could leave the bundle; copy the file itself (cp -rL)")
     entry = manifest.files[name]
-    return path, entry["size"], entry["sha256"]
+    return Path(bundle_dir, *name.split("/")), entry["size"], entry["sha256"]
 
 
 def _compare(path: Path, expected: tuple[int, str], found: tuple[int, str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfsl.bundle.manifest import FORMAT_VERSION, Manifest
-from fastfsl.bundle.paths import MANIFEST_NAME
+from fastfsl.bundle.paths import CARD, MANIFEST_NAME
 from fastfsl.bundle.untrusted import MAX_FILE_BYTES, hash_regular
 from fastfsl.errors import BundleError
 from fastfsl.files import staged_directory
@@ -42,7 +42,7 @@ def seal_bundle(staging: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
     """Hash the staged files and write the manifest, the last thing that happens to a bundle.
 
     Args:
-        staging: the folder that ``staging_folder`` gave, with the bundle's other files.
+        staging: the folder that ``staging_folder`` gave, with the bundle's other files. The model card is not hashed.
         manifest_fields: the fields of ``Manifest`` but ``format_version`` and ``files``; ``created`` may be left out.
 
     Raises:
@@ -68,7 +68,7 @@ def _hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise BundleError(f"{path}: only regular files and folders can be part of a bundle")
-        if path.is_file() and path != folder / MANIFEST_NAME:
+        if path.is_file() and path not in (folder / MANIFEST_NAME, folder / CARD):
             size, sha256 = hash_regular(path, MAX_FILE_BYTES)
             entries[path.relative_to(folder).as_posix()] = {"sha256": sha256, "size": size}
     return entries

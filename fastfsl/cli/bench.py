@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import ExpectedDigest
+from fastfsl.cli.checks import check_images, check_is_bundle
+from fastfsl.cli.options import ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError, DataError
@@ -51,6 +52,7 @@ def bench(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier bench.")] = False,
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure latency (p50, p95, p99 of a call), throughput, cold start and memory of a bundle.
@@ -64,8 +66,11 @@ def bench(
     sizes = parse_batches(batch)
     if not 0 < seconds <= 3600:
         raise ConfigError(f"--seconds must be above 0 and at most 3600, got {seconds:g}")
+    check_is_bundle(bundle)
     if out is not None:
         check_output(out, marker=BENCH_FILE, force=force)
+    if images is not None:
+        check_images([images])
     options = {
         "device": device,
         "num_threads": num_threads,
@@ -73,6 +78,7 @@ def bench(
         "flow": flow,
         "preprocess": preprocess,
         "expected_digest": expected_digest,
+        "wide_int8": wide_int8,
     }
     with reporting() as reporter:
         document = run_bench(
@@ -107,9 +113,10 @@ def run_bench(
     from fastfsl.bundle import read_manifest
     from fastfsl.cli.doctor import PACKAGES, installed
     from fastfsl.cli.fresh_process import start_up
-    from fastfsl.cli.machine import processor, threads
+    from fastfsl.cli.machine import threads
     from fastfsl.cli.stopwatch import measure
     from fastfsl.runtime import Classifier
+    from fastfsl.runtime.processor import processor
 
     manifest = read_manifest(bundle, options.get("expected_digest"))
     if images is not None and manifest.preprocessing is None:

@@ -13,12 +13,13 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastfsl.cli.parquet import check_parquet, count_parquet, write_parquet
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.files import staged_file
+from fastfsl.leftovers import is_leftover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,6 +64,7 @@ class BulkOutput:
         if not os.path.lexists(self.partial):
             return
         names = {file.name for file in self.partial.iterdir()} if self.partial.is_dir() else {"a file"}
+        names = {name for name in names if not is_leftover(name)}  # of a run that was killed
         if not names <= {_ROWS, _SETTINGS}:
             raise ConfigError(f"{self.partial} is in the way and is no interrupted run; choose another --output")
         if not resume and not force:
@@ -110,7 +112,7 @@ class BulkOutput:
         with _writing(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             file = (self.partial / _ROWS).open("a+b")
-        with file:
+        with _closing(file, self.partial):
             _lock(file, self.partial)
             with _writing(self.partial):
                 if self._resume:
@@ -295,6 +297,22 @@ def _row(line: bytes) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(line)
     row["input"]
     return row
+
+
+@contextmanager
+def _closing(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Close the file in the end. After an error it may fail once more to write what is buffered; the first one counts.
+
+    A row that is there in part then is no whole batch, and is written again by the run that goes on.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        raise
+    with _writing(path):
+        file.close()
 
 
 @contextmanager

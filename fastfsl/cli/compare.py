@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
+from fastfsl.cli.checks import check_comparison, check_data
+from fastfsl.cli.next_command import command, data_options, encoder_options, free_name
 from fastfsl.cli.output import print_json, stdout
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.errors import ConfigError
 
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from fastfsl.fit.compare import Comparison, Row
+    from fastfsl.fit.config import TrainConfig
 
 
 # Keys of --config beside the methods' names.
-_DATA_OPTIONS = ("classes", "backbone", "pretrained", "templates", "num_views", "augmentation", "image_root", "device")
+_DATA_OPTIONS = (
+    "classes", "backbone", "pretrained", "templates", "num_views", "augmentation", "exact_shots", "image_root",
+    "path_column", "label_column", "split_column", "strict", "device",
+)  # fmt: skip
 
 
 def compare(
@@ -29,11 +35,15 @@ def compare(
         str | None,
         typer.Option(
             help="Methods, with commas: those of `fastfsl train --help`. Methods that tune the encoder (mps, mps+fma) "
-            "take part only when they are named.  [default: all on frozen features but fma-paper and fma-released]"
+            "take part only when they are named.  [default: all on frozen features but fma-paper, fma-bridge and "
+            "fma-released]"
         ),
     ] = None,
     exclude: Annotated[str, typer.Option(help="Methods to leave out, with commas.")] = "",
-    shots: Annotated[str, typer.Option(help="Images a class, with commas; `all` takes all there are.")] = "1,4,16",
+    shots: Annotated[
+        str, typer.Option(help="Up to so many images per class, with commas; `all` takes all there are.")
+    ] = "1,4,16",
+    exact_shots: options.ExactShots = False,
     seeds: Annotated[int, typer.Option(help="Episodes of each: seeds 0, 1, ...")] = 3,
     out: Annotated[
         Path | None,
@@ -55,6 +65,10 @@ def compare(
     template: options.Template = None,
     views: options.Views = None,
     image_root: options.ImageRoot = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    strict: options.Strict = False,
     device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again the cells that OUT holds already.")] = False,
     as_json: options.AsJson = False,
@@ -69,8 +83,9 @@ def compare(
     charged for it in full.
     """
     require_training()
-    from fastfsl.fit.compare import compare as run_comparison
-    from fastfsl.fit.config import load_config
+    check_data(data)
+    from fastfsl.fit.comparison_plan import check_folder, check_plan
+    from fastfsl.fit.config import check_params, load_config
 
     chosen = _chosen(methods, exclude)
     params, data_options = _from_yaml(config)
@@ -80,35 +95,63 @@ def compare(
         "pretrained": pretrained,
         "templates": template[0] if template and len(template) == 1 else template,
         "num_views": views,
+        "exact_shots": exact_shots or None,
         "image_root": None if image_root is None else str(image_root),
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "strict": strict or None,
         "device": device,
     }
     whole = data.resolve()
     name = whole.name if whole.is_dir() else whole.stem
     folder = Path(f"compare-{name}") if out is None else out
     given = {name: value for name, value in flags.items() if value is not None}
+    resolved, numbers = load_config(flags={**data_options, **given}), _shots(shots)
+    check_plan(chosen, numbers, seeds)
+    check_folder(folder)
+    for method in chosen:
+        check_params(method, params.get(method, {}))
+    check_comparison(data, resolved, chosen, numbers, split)
+
     with reporting(overall="cells") as reporter:
+        with one_step(reporter, LOADING):
+            from fastfsl.fit.compare import compare as run_comparison
         comparison = run_comparison(
             data,
             methods=chosen,
-            shots=_shots(shots),
+            shots=numbers,
             seeds=seeds,
             params=params,
             split=split,
             out=folder,
             force=force,
-            config=load_config(flags={**data_options, **given}),
+            config=resolved,
             reporter=reporter,
         )
     _draw(comparison, name, folder / "accuracy.png")
+    following = _next(comparison, data, resolved)
     if as_json:
-        print_json(comparison.document())
+        print_json({**comparison.document(), "out": str(folder), "next": following})
     else:
         _print_table(comparison)
+        stdout().print(f"Results and plot: {folder}", soft_wrap=True)
+        stdout().print(f"Next: {following}", soft_wrap=True)
+
+
+def _next(comparison: "Comparison", data: Path, config: "TrainConfig") -> str:
+    """The command that trains the method that did best."""
+    ranked = [row for row in comparison.rows if row.accuracy_mean is not None]
+    if not ranked:
+        return command("fastfsl", "doctor")
+    last = [row for row in ranked if row.shots == ranked[-1].shots]
+    options = [*data_options(config), *encoder_options(config)]
+    best = max(last, key=lambda row: row.accuracy_mean or 0.0)
+    return command("fastfsl", "train", data, "--out", free_name("run"), "--method", best.method, *options)
 
 
 def _chosen(methods: str | None, exclude: str) -> list[str]:
-    from fastfsl.fit.compare import check_methods, default_methods
+    from fastfsl.fit.comparison_plan import check_methods, default_methods
 
     chosen = _listed(methods) if methods is not None else list(default_methods())
     left_out = _listed(exclude)
@@ -131,7 +174,7 @@ def _listed(text: str) -> list[str]:
 
 def _from_yaml(config: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Parameters by method, and the options of data and encoder."""
-    from fastfsl.fit.compare import check_methods
+    from fastfsl.fit.comparison_plan import check_methods
     from fastfsl.fit.config import read_yaml
 
     values = read_yaml(config)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from fastfsl.cli.machine import processor, threads
+from fastfsl.cli.machine import threads
 from fastfsl.cli.output import print_fields, print_json, stdout, stdout_kept_clean
 from fastfsl.cli.parts import optional_parts, outdated, version_of
 
@@ -48,6 +48,8 @@ def doctor(
     gpus, gpu_source = find_gpus()
     with stdout_kept_clean():
         usable, failures = _probe(packages)
+    from fastfsl.runtime.processor import processor
+
     kernels = compiled_kernels()
     problems = find_problems(packages, gpus, usable, failures, kernels["reason"])
     for old in outdated():
@@ -118,6 +120,8 @@ def find_problems(
             "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'fastfsl[gpu]' or 'fastfsl[cpu]'",
         )
     elif not cpu_build and not gpu_build:
+        if packages.get("torch") and packages.get("open_clip_torch"):
+            return problems  # an environment for training alone; what it lacks is among the optional parts
         add("onnxruntime is not installed: no bundle can run", "pip install 'fastfsl[cpu]' (or 'fastfsl[gpu]')")
     else:
         if "CPUExecutionProvider" not in usable:

@@ -1,22 +1,32 @@
 """`fastfsl evaluate`: accuracy of a run or a bundle on a split."""
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.options import Alpha, ExpectedDigest
-from fastfsl.cli.output import field_words, print_fields, print_json
-from fastfsl.cli.progress import ProgressReporter, reporting
+from fastfsl.cli.checks import check_device, check_evaluation, kind_of_model
+from fastfsl.cli.next_command import command, free_name
+from fastfsl.cli.options import (
+    Alpha,
+    ExpectedDigest,
+    ImageRoot,
+    LabelColumn,
+    PathColumn,
+    SplitColumn,
+    Strict,
+    WideInt8,
+)
+from fastfsl.cli.output import field_words, for_people, print_fields, print_json, stdout, warn
+from fastfsl.cli.progress import LOADING, ProgressReporter, one_step, reporting
 from fastfsl.cli.requirements import require_training
-from fastfsl.cli.run_report import prediction_parts
-from fastfsl.errors import BundleError, ConfigError
+from fastfsl.cli.run_report import prediction_parts, standing_parts
+from fastfsl.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from fastfsl.data import Columns, FeatureDataset, ImageDataset
+    from fastfsl.data.baselines import Predicted, Standing
 
 # Images classified between two updates of the progress bar.
 _CHUNK = 256
@@ -26,7 +36,7 @@ _Classes = Literal["all", "base", "new"]
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
-    data: Annotated[Path, typer.Argument(help="Image folder, CoOp split file or feature file.")],
+    data: Annotated[Path, typer.Argument(help="Image folder, split file, table or feature file, as for train.")],
     split: Annotated[
         str, typer.Option(help="train, val or test. Of a flat folder, test is what was not trained on.")
     ] = "test",
@@ -43,11 +53,16 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     alpha: Alpha = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")] = None,
+    image_root: ImageRoot = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    strict: Strict = False,
     report: Annotated[
         Path | None, typer.Option(help="HTML file to make: confusions, reliability and accuracy by class.")
     ] = None,
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the accuracy of a run (in torch) or of a bundle (in the runtime) on a split of a data set.
@@ -57,31 +72,42 @@ def evaluate(
     encoder by itself. For base and new classes: train with --method fma --classes base, evaluate with --classes base,
     and again with --classes new --transfer.
     """
-    if template and not transfer:
-        raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")
-    if alpha is not None and transfer:
-        raise ConfigError("--alpha does not go with --transfer, which takes the weight of the training: leave one out")
-    if report is not None and transfer:
-        raise ConfigError("--report does not go with --transfer: leave one out")
-    if report is not None and report.is_dir():
-        raise ConfigError(f"--report names a file to make, and {report} is a folder")
-    kept: list[_Predicted] = []
+    _check_options(transfer=transfer, template=template, alpha=alpha, report=report)
+    from fastfsl.data.baselines import standing
+    from fastfsl.data.table_columns import Columns
+
+    kind = kind_of_model(model)
+    if kind == "bundle" and transfer:
+        raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
+    if kind == "run" and (expected_digest is not None or wide_int8):
+        option = "--wide-int8" if expected_digest is None else "--expected-digest"
+        raise ConfigError(f"{option} is about bundles, and {model} is a run: leave it out")
+    if kind == "run":
+        require_training()
+        check_device(device)
+    reading = _Reading(image_root, Columns(path_column, label_column, split_column), strict)
+    dataset = check_evaluation(
+        model,
+        kind,
+        data,
+        split=split,
+        classes=classes,
+        image_root=image_root,
+        columns=reading.columns,
+        transfer=transfer,
+        expected_digest=expected_digest,
+    )
+    kept: list[Predicted] = []
     with reporting() as reporter:
-        if (model / "manifest.json").is_file():
-            if transfer:
-                raise ConfigError(f"--transfer needs a run folder, and {model} is a bundle: give the run it came from")
+        if kind == "bundle":
             document = _evaluate_bundle(
-                model, data, split, classes, device, alpha, image_root, reporter, kept, expected_digest
-            )
-        elif (model / "run.json").is_file():
-            if expected_digest is not None:
-                raise ConfigError(f"--expected-digest is about bundles, and {model} is a run: leave it out")
-            prompts = template[0] if template and len(template) == 1 else template
-            document = _evaluate_run(
-                model, data, split, classes, transfer, prompts, device, alpha, image_root, reporter, kept
+                model, dataset, split, device, alpha, reading, reporter, kept, expected_digest, wide_int8
             )
         else:
-            raise BundleError(f"expected a run folder (run.json) or a bundle (manifest.json), got {model}")
+            prompts = template[0] if template and len(template) == 1 else template
+            document = _evaluate_run(
+                model, data, dataset, split, classes, transfer, prompts, device, alpha, reading, reporter, kept
+            )
     document = {
         "model": str(model),
         "data": str(data),
@@ -90,38 +116,72 @@ def evaluate(
         "transfer": transfer,
         **document,
     }
+    (predicted,) = kept
+    found = standing(
+        document["accuracy"],
+        document["num_samples"],
+        predicted.labels,
+        predicted.class_names,
+        predicted.zero_shot_accuracy,
+    )
+    document |= found.fields()
+    document["next"] = _next(model, kind, data, document, image_root)
+    warning = found.warning()
+    if warning is not None:
+        warn(warning)
     if report is not None:
-        _write_report(report, document, kept[0])
+        _write_report(report, document, predicted, found)
     if as_json:
         print_json(document)
     else:
-        shown = {key: value for key, value in document.items() if key != "class_accuracy"}
-        print_fields(f"Evaluated {model}", shown)
+        print_fields(f"Evaluated {model}", for_people(document))
+        stdout().print(found.sentence(), soft_wrap=True)
+        stdout().print(f"Next: {document['next']}", soft_wrap=True)
+
+
+def _check_options(*, transfer: bool, template: list[str] | None, alpha: float | None, report: Path | None) -> None:
+    """Refuse options that do not go together."""
+    if template and not transfer:
+        raise ConfigError("--template goes with --transfer: otherwise the classes are those of the training")
+    if alpha is not None and transfer:
+        raise ConfigError("--alpha does not go with --transfer, which takes the weight of the training: leave one out")
+    if report is not None and transfer:
+        raise ConfigError("--report does not go with --transfer: leave one out")
+    if report is not None and report.is_dir():
+        raise ConfigError(f"--report names a file to make, and {report} is a folder")
+
+
+def _next(
+    model: Path, kind: Literal["run", "bundle"], data: Path, document: dict[str, Any], image_root: Path | None
+) -> str:
+    """The command that comes after a score."""
+    if document["below_majority"] and data.exists():
+        root = () if image_root is None else ("--image-root", image_root)
+        return command("fastfsl", "compare", data, *root)
+    if kind == "bundle":
+        return command("fastfsl", "bench", model)
+    if document["method"] == "cocoop":  # whose classifier is another one for each image
+        return command("fastfsl", "train", data, "--out", f"{model}-fma", "--method", "cocoop+fma")
+    return command("fastfsl", "export", model, free_name("bundle"))
 
 
 @dataclass(frozen=True)
-class _Predicted:
-    """What a score is made of: names of the classes, probabilities (n, C), labels (n,)."""
+class _Reading:
+    """How images are found: the folder of listed paths, a table's columns, whether a skipped file is an error."""
 
-    class_names: list[str]
-    probabilities: "NDArray[Any]"
-    labels: "NDArray[np.int64]"
-
-
-def _keep(
-    kept: list[_Predicted], class_names: list[str], probabilities: "NDArray[Any]", labels: "NDArray[np.int64]"
-) -> None:
-    kept.append(_Predicted(class_names, probabilities, labels))
+    image_root: Path | None
+    columns: "Columns"
+    strict: bool
 
 
-def _write_report(path: Path, document: dict[str, Any], predicted: _Predicted) -> None:
+def _write_report(path: Path, document: dict[str, Any], predicted: "Predicted", found: "Standing") -> None:
     from fastfsl.report import Section, Table, write_report
 
-    figures = {key: value for key, value in document.items() if key != "class_accuracy"}
+    figures = for_people(document)
     worst_first = sorted(document["class_accuracy"].items(), key=lambda pair: float(pair[1]))
     sections = [
-        Section("Result", [Table(("", ""), field_words(figures))]),
-        Section("Predictions", prediction_parts(predicted.probabilities, predicted.labels, predicted.class_names)),
+        Section("Result", [*standing_parts(found), Table(("", ""), field_words(figures))]),
+        Section("Predictions", prediction_parts(predicted.probabilities, predicted.labels, list(predicted.class_names))),
         Section("Accuracy by class, the lowest first", [Table(("class", "accuracy"), worst_first)]),
     ]
     write_report(path, f"{document['model']} on {document['data']}, {document['split']}", sections)
@@ -130,74 +190,87 @@ def _write_report(path: Path, document: dict[str, Any], predicted: _Predicted) -
 def _evaluate_run(
     model: Path,
     data: Path,
+    dataset: "ImageDataset | FeatureDataset",
     split: str,
     classes: _Classes,
     transfer: bool,
     templates: str | list[str] | None,
     device: str,
     alpha: float | None,
-    image_root: Path | None,
+    reading: "_Reading",
     reporter: ProgressReporter,
-    kept: "list[_Predicted]",
+    kept: "list[Predicted]",
 ) -> dict[str, Any]:
-    require_training()
-    from fastfsl.fit.evaluate import evaluate_run
-    from fastfsl.fit.protocols import evaluate_transfer
-    from fastfsl.fit.run import Run
+    with one_step(reporter, LOADING):
+        from fastfsl.fit.evaluate import evaluate_run
+        from fastfsl.fit.protocols import evaluate_transfer
+        from fastfsl.fit.run import Run
 
     run = Run.load(model, device=device)
-    keep = partial(_keep, kept, run.record.class_names)
-    options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha, "on_predicted": keep}
+    options: dict[str, Any] = {"templates": templates} if transfer else {"alpha": alpha}
+    options |= {"image_root": reading.image_root, "columns": reading.columns, "strict": reading.strict}
+    options |= {"dataset": dataset, "on_predicted": kept.append}
     evaluation = (evaluate_transfer if transfer else evaluate_run)(
-        run, data, split=split, classes=classes, device=device, image_root=image_root, reporter=reporter, **options
+        run, data, split=split, classes=classes, device=device, reporter=reporter, **options
     )
     return {"method": run.record.config.method, "num_steps": run.num_steps, **asdict(evaluation)}
 
 
 def _evaluate_bundle(
     model: Path,
-    data: Path,
+    dataset: "ImageDataset | FeatureDataset",
     split: str,
-    classes: _Classes,
     device: str,
     alpha: float | None,
-    image_root: Path | None,
+    reading: "_Reading",
     reporter: ProgressReporter,
-    kept: "list[_Predicted]",
+    kept: "list[Predicted]",
     expected_digest: str | None,
+    wide_int8: bool,
 ) -> dict[str, Any]:
     import numpy as np
 
     from fastfsl.bundle import read_manifest
-    from fastfsl.data import FeatureDataset, load_dataset, select_classes
+    from fastfsl.data import FeatureDataset
+    from fastfsl.data.baselines import Predicted, text_accuracy
     from fastfsl.data.scoring import features_to_score, images_to_score, score
     from fastfsl.runtime import Classifier
 
     manifest = read_manifest(model, expected_digest)
-    dataset = select_classes(load_dataset(data, image_root), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("--alpha blends the features of images, and these data are features: leave it out")
-    classifier = Classifier.load(model, device=device, alpha=alpha, expected_digest=expected_digest)
+    classifier = Classifier.load(
+        model, device=device, alpha=alpha, expected_digest=expected_digest, wide_int8=wide_int8
+    )
     names = manifest.class_names
-    counts = {}
+    counts: dict[str, Any] = {}
+    paths: tuple[Path, ...] = ()
+    zero_shot = None  # a bundle holds no class texts of its encoder
     if isinstance(dataset, FeatureDataset):
         features, labels = features_to_score(dataset, split, names, manifest.embed_dim)
         probabilities = classifier.feature_probabilities(features)
+        if list(dataset.class_names) == list(names):
+            zero_shot = text_accuracy(features, dataset.class_embeddings, labels)
     else:
         digests = manifest.training.get("support_digests", [])
         seen = {digest for digest in digests if isinstance(digest, str)} if isinstance(digests, list) else set()
-        images = images_to_score(dataset, split, names, seen, reporter.warn)
+        images = images_to_score(dataset, split, names, seen, reporter.warn, strict=reading.strict)
         labels = np.array([sample.label for sample in images.samples])
+        paths = tuple(sample.path for sample in images.samples)
         parts = []
         for start in range(0, len(images.samples), _CHUNK):
             chunk = [sample.path for sample in images.samples[start : start + _CHUNK]]
             parts.append(classifier.probabilities(chunk))
             reporter.stage("classifying", start + len(chunk), len(images.samples))
         probabilities = np.concatenate(parts)
-        counts = {"num_unreadable": images.num_unreadable, "num_excluded": images.num_excluded}
+        counts = {
+            "num_unreadable": images.num_unreadable,
+            "num_excluded": images.num_excluded,
+            "files": images.files,
+        }
     readout = classifier.describe()["readout"]
     threshold = None if readout is None else readout["threshold"]
-    _keep(kept, list(names), probabilities, labels)
+    kept.append(Predicted(names, probabilities, labels, paths, zero_shot))
     predicted = probabilities.argmax(axis=1)
     evaluation = score(predicted, labels, names, probabilities=probabilities, threshold=threshold, **counts)
     num_steps = None if manifest.step_size is None else manifest.num_steps

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastfsl.cli.output import print_fields, print_json
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.checks import check_export
+from fastfsl.cli.next_command import command
+from fastfsl.cli.output import print_fields, print_json, stdout
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_export
 
 
@@ -49,14 +51,18 @@ def export(
     from fastfsl.files import check_output
 
     require_export()
-    from fastfsl.export.bundle_writer import export_run
-    from fastfsl.export.flow_kernels import KernelOptions
-    from fastfsl.fit.run import Run
     from fastfsl.kernels.aot import parse_architectures
 
-    kernels = KernelOptions(() if arch is None else parse_architectures(arch), kernel_dtype)
+    check_export(run, text=text)
+    architectures = () if arch is None else parse_architectures(arch)
     check_output(bundle, marker=MANIFEST_NAME, force=force)
+
     with reporting() as reporter:
+        with one_step(reporter, LOADING):
+            from fastfsl.export.bundle_writer import export_run
+            from fastfsl.export.flow_kernels import KernelOptions
+            from fastfsl.fit.run import Run
+        kernels = KernelOptions(architectures, kernel_dtype)
         manifest = export_run(
             Run.load(run),
             bundle,
@@ -78,8 +84,12 @@ def export(
         "size_bytes": sum(entry["size"] for entry in manifest.files.values()),
         "files": sorted(manifest.files),
         "parity": manifest.parity,
+        "next": command("fastfsl", "predict", bundle, "IMAGE")
+        if manifest.preprocessing is not None
+        else command("fastfsl", "evaluate", bundle, "FEATURES.npz"),
     }
     if as_json:
         print_json(document)
     else:
         print_fields(f"Exported {bundle}", document)
+        stdout().print(f"Next: {document['next']}", soft_wrap=True)

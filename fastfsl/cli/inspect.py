@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastfsl.cli.checks import check_is_bundle
 from fastfsl.cli.options import ExpectedDigest
 from fastfsl.cli.output import print_fields, print_json, stdout, warn
 from fastfsl.errors import BundleError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from fastfsl.bundle import Manifest
 
 _SHOWN_CLASSES = 10
+# What hubs and their clients put beside a bundle's files.
+_CUSTOMARY = (".cache", ".git", ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 def inspect(
@@ -25,13 +28,23 @@ def inspect(
 ) -> None:
     """Verify a bundle's files and show what it holds and how it was made.
 
-    The digest names a bundle with every byte in it. Keep it apart from the bundle (in the code that loads it, or in a
-    deployment's settings): who can alter a bundle can alter the hashes in it too.
+    The digest names a bundle with every byte in it but the model card's (README.md), which may be edited. Keep it apart
+    from the bundle (in the code that loads it, or in a deployment's settings): who can alter a bundle can alter the
+    hashes in it too.
     """
     from dataclasses import asdict
 
-    from fastfsl.bundle import check_bundle, load_readout, read_pinned, unlisted_files
+    from fastfsl.bundle import (
+        CARD,
+        check_bundle,
+        load_readout,
+        read_int8_products,
+        read_pinned,
+        unlisted_files,
+        unverified_files,
+    )
 
+    check_is_bundle(bundle)
     manifest, digest = read_pinned(bundle, expected_digest)
     check_bundle(bundle, manifest)
     if digest_only:
@@ -40,25 +53,30 @@ def inspect(
         else:
             stdout().print(digest, soft_wrap=True)
         return
+    verified = [name for name in manifest.files if name != CARD]
     unlisted = unlisted_files(bundle, manifest)
     readout = load_readout(bundle, manifest)
+    int8 = read_int8_products(bundle, manifest) if manifest.precision == "int8" else None
     document = {
         "bundle": str(bundle),
         "digest": digest,
         "verified": True,
         "unlisted": unlisted,
-        "total_bytes": sum(entry["size"] for entry in manifest.files.values()),
+        "unverified": unverified_files(bundle, manifest),
+        "total_bytes": sum(manifest.files[name]["size"] for name in verified),
         "flow": _check_plan(bundle, manifest),
         "readout": None if readout is None else readout.describe(),
         "compiled": _compiled(bundle, manifest),
         **asdict(manifest),
+        "int8": None if int8 is None else int8.describe(),
     }
-    if unlisted:
-        warn(f"{len(unlisted)} files that the manifest does not list, and that are never loaded: {unlisted[0]} ...")
+    odd = [name for name in unlisted if name not in _CUSTOMARY]
+    if odd:
+        warn(f"{len(odd)} files that the manifest does not list, and that are never loaded: {odd[0]} ...")
     if as_json:
         print_json(document)
     else:
-        print_fields(f"Bundle {bundle}: all {len(manifest.files)} files verified", _for_people(document, manifest))
+        print_fields(f"Bundle {bundle}: all {len(verified)} files verified", _for_people(document, manifest))
 
 
 def _check_plan(bundle: Path, manifest: "Manifest") -> dict[str, int] | None:

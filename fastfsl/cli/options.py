@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 Data = Annotated[
-    Path, typer.Argument(help="Image folder, CoOp split file (.json) or feature file (.npz, .safetensors).")
+    Path,
+    typer.Argument(
+        help="Image folder, CoOp split file (.json), table of paths and labels (.csv, .tsv, .jsonl, .parquet) or "
+        "feature file (.npz, .safetensors)."
+    ),
 ]
 Backbone = Annotated[
     str | None,
@@ -22,13 +26,34 @@ Classes = Annotated[
     Literal["all", "base", "new"] | None,
     typer.Option(help="base: the first half of the classes, rounded up; new: the rest.  [default: all]"),
 ]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that a split file's paths are relative to.")]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option("--image-root", "--images", help="Folder that the paths of a split file or table are relative to."),
+]
+PathColumn = Annotated[
+    str | None, typer.Option(help="Of a table: the column with the image files.  [default: found by name and values]")
+]
+LabelColumn = Annotated[str | None, typer.Option(help="Of a table: the column with the classes.  [default: found]")]
+SplitColumn = Annotated[
+    str | None, typer.Option(help="Of a table: the column that says train, val or test.  [default: found, if any]")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse data of which a file would be skipped that may be an image.")
+]
+ExactShots = Annotated[bool, typer.Option("--exact-shots", help="Refuse classes with fewer images than --shots.")]
 TrainingDevice = Annotated[str | None, typer.Option(help="auto, cpu or cuda.  [default: auto]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Alpha = Annotated[
     float | None,
     typer.Option(
         help="Where an encoder blends a tuned tower (1) with the frozen one (0): its weight.  [default: the training's]"
+    ),
+]
+WideInt8 = Annotated[
+    bool,
+    typer.Option(
+        "--wide-int8",
+        help="Run an older int8 bundle, more slowly, where it is refused because the processor would cut its sums off.",
     ),
 ]
 ExpectedDigest = Annotated[

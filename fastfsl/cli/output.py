@@ -67,6 +67,19 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     stdout().print(table)
 
 
+def for_people(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a result without what is only for machines; images per class as their range."""
+    shown = {key: value for key, value in document.items() if key not in ("class_accuracy", "files", "next")}
+    counts = shown.pop("class_counts", None)
+    if counts:
+        least, most = min(counts.values()), max(counts.values())
+        shown["images_per_class"] = str(least) if least == most else f"{least} to {most}"
+    files = document.get("files")
+    if files is not None:
+        shown["files"] = f"{files['used']} of {files['seen']} used"
+    return shown
+
+
 def field_words(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as a person reads them; nested mappings become dotted names."""
     return [(name, _words(value)) for name, value in _flat(fields)]

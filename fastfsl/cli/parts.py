@@ -14,8 +14,10 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("training", ("torch", "open_clip_torch", "scikit-learn", "pydantic", "pyyaml", "matplotlib")),
     "export": ("export", ("torch", "open_clip_torch", "onnx", "onnxscript")),
 }
-# `name>=1.2` with or without extras of its own; `extra == "dev"` at its end is left to the caller.
+# `name>=1.2` with or without extras of its own, and at its end perhaps `extra == "dev"`.
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
+_NAME = re.compile(r"\s*([A-Za-z0-9._-]+)")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([A-Za-z0-9._-]+)['"]""")
 
 
 def version_of(name: str) -> str | None:
@@ -41,6 +43,8 @@ def optional_parts() -> dict[str, dict[str, Any]]:
 def outdated(requirements: Iterable[str] | None = None) -> list[dict[str, str]]:
     """Installed packages that are older than fastfsl was made for, each with the version wanted.
 
+    What an extra asks for is judged where that extra is installed.
+
     Args:
         requirements: as in a package's metadata; None: those of fastfsl.
     """
@@ -49,16 +53,35 @@ def outdated(requirements: Iterable[str] | None = None) -> list[dict[str, str]]:
             requirements = importlib.metadata.requires("fastfsl") or []
         except importlib.metadata.PackageNotFoundError:  # run from the sources
             requirements = []
+    lines = list(requirements)
+    judged = _installed_extras(lines)
     old: dict[str, dict[str, str]] = {}
-    for line in requirements:
-        found = _REQUIREMENT.match(line)
-        if found is None:
+    for line in lines:
+        found, extra = _REQUIREMENT.match(line), _EXTRA.search(line)
+        if found is None or (extra is not None and extra[1] not in judged):
             continue
         name, wanted = found.groups()
         installed = version_of(name)
         if installed is not None and _numbers(installed) < _numbers(wanted):
             old[name] = {"package": name, "installed": installed, "wanted": wanted}
     return list(old.values())
+
+
+def _installed_extras(requirements: Iterable[str]) -> set[str]:
+    """Extras whose packages are all here: what others ask for concerns nobody who did not install them.
+
+    Every environment has some setuptools or other, which only development needs in a certain version.
+    """
+    needed: dict[str, set[str]] = {}
+    for line in requirements:
+        extra, name = _EXTRA.search(line), _NAME.match(line)
+        if extra is not None and name is not None and "sys_platform" not in line:
+            needed.setdefault(extra[1], set()).add(name[1])
+    for extra in needed.keys() & PARTS.keys():
+        needed[extra] = set(PARTS[extra][1])
+    return {
+        extra for extra, names in needed.items() if all(version_of(name) is not None for name in names - {"fastfsl"})
+    }
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """`fastfsl predict`: classify image files with a bundle, a few to the screen or any number to a file."""
 
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 
 from fastfsl.cli.bulk import BulkOutput, Counts, classify, row_of
+from fastfsl.cli.checks import check_images, check_is_bundle
 from fastfsl.cli.image_inputs import STDIN, listed_images, walk_images
-from fastfsl.cli.options import Alpha, ExpectedDigest
+from fastfsl.cli.options import Alpha, ExpectedDigest, WideInt8
 from fastfsl.cli.output import print_json, stdout, stdout_kept_clean, warn
 from fastfsl.cli.progress import reporting
 from fastfsl.errors import ConfigError
@@ -17,15 +18,18 @@ from fastfsl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fastfsl.data import Skipped
     from fastfsl.runtime import Classifier, Prediction
 
 # Images between two updates of the progress bar.
 _STEP = 32
+# Images that are printed, at most: their predictions are held until the last is there.
+_MAX_ON_SCREEN = 50_000
 # Longer paths push their classes to the right instead of everybody's.
 _MAX_PATH_COLUMN = 60
 _UNREADABLE, _INTERRUPTED = 1, 130
 # Of `Classifier.describe`, in a JSON document.
-_ABOUT = ("digest", "providers", "flow", "preprocess")
+_ABOUT = ("digest", "providers", "flow", "preprocess", "int8")
 
 
 def predict(
@@ -57,7 +61,10 @@ def predict(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with exit code 1 if an image was marked as unreadable.")
+        bool,
+        typer.Option(
+            "--strict", help="End with exit code 1 if an image was marked as unreadable, or a file in a folder skipped."
+        ),
     ] = False,
     batch: Annotated[int, typer.Option(help="Images computed at once, at most.")] = 32,
     num_threads: Annotated[
@@ -76,6 +83,7 @@ def predict(
         typer.Option(help="auto, compiled or onnx. auto takes the bundle's kernels where a GPU runs them."),
     ] = "auto",
     expected_digest: ExpectedDigest = None,
+    wide_int8: WideInt8 = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images with an exported bundle. Needs neither torch nor a GPU.
@@ -86,6 +94,7 @@ def predict(
     appears under its name when it is complete; until then its rows are in OUTPUT.partial, where --resume continues
     them with the same bundle, options and images, on the same kind of device.
     """
+    from fastfsl.data.skipped import UNREADABLE, Skipped, file_account
     from fastfsl.runtime import Classifier
 
     if on_error not in (None, "raise", "mark"):
@@ -95,12 +104,15 @@ def predict(
         raise ConfigError("expected images: files, folders, or --list FILE")
     if output is None and (resume or force):
         raise ConfigError("--resume and --force are about an --output: name one")
+    check_is_bundle(bundle)
+    if mode == "raise":
+        check_images(images or [])
     target = None if output is None else BulkOutput(output, resume=resume, force=force)
     if target is not None and target.complete and resume:
         warn(f"{output} is complete: nothing to resume")
         counts = target.counts()
         # Nothing was loaded, and what made the rows is not in them.
-        _summary(target.path, counts, {"bundle": str(bundle), **dict.fromkeys(_ABOUT)} if as_json else None)
+        _summary(target.path, counts, {"bundle": str(bundle), **dict.fromkeys((*_ABOUT, "files"))} if as_json else None)
         _end(counts.images, counts.errors, strict=strict)
         return
     with stdout_kept_clean():
@@ -114,12 +126,18 @@ def predict(
             preprocess=preprocess,
             image_threads=image_threads,
             expected_digest=expected_digest,
+            wide_int8=wide_int8,
         )
     about = _about(bundle, classifier)
     paths = images or []
+    skipped = Skipped()
     if target is None:
-        files = [*walk_images(paths), *(listed_images(listed) if listed else ())]
-        failed = _to_screen(classifier, files, top_k, mode, about if as_json else None)
+        files = list(islice(_all(paths, listed, skipped), _MAX_ON_SCREEN + 1))
+        if len(files) > _MAX_ON_SCREEN:
+            raise ConfigError(
+                f"more than {_MAX_ON_SCREEN} images are not printed; pass --output FILE.jsonl, for any number of them"
+            )
+        failed = _to_screen(classifier, files, top_k, mode, about if as_json else None, skipped)
         count = len(files)
     else:
         # What comes through a pipe comes once and cannot be counted beforehand.
@@ -136,10 +154,17 @@ def predict(
             "providers": {graph: providers[0] for graph, providers in about["providers"].items()},
             "flow": (about["flow"] or {}).get("executor"),
         }
-        counts = _to_file(classifier, target, _all(paths, listed), total, settings, mode)
+        counts = _to_file(classifier, target, _all(paths, listed, skipped), total, settings, mode)
         count, failed = counts.images, counts.errors
-        _summary(target.path, counts, about if as_json else None)
+        skipped.add(UNREADABLE, "see the rows with an error", failed)
+        account = {**about, "files": file_account(count - failed, skipped)}
+        _summary(target.path, counts, account if as_json else None)
+    line = skipped.warning(count - failed + len(skipped)) if set(skipped.unexpected) - {UNREADABLE} else None
+    if line is not None:
+        warn(line)
     _end(count, failed, strict=strict)
+    if strict and skipped.unexpected:
+        raise typer.Exit(_UNREADABLE)
 
 
 def _end(count: int, failed: int, *, strict: bool) -> None:
@@ -149,8 +174,8 @@ def _end(count: int, failed: int, *, strict: bool) -> None:
             raise typer.Exit(_UNREADABLE)
 
 
-def _all(paths: list[Path], listed: Path | None) -> "Iterable[Path]":
-    return chain(walk_images(paths), listed_images(listed) if listed else ())
+def _all(paths: list[Path], listed: Path | None, skipped: "Skipped | None" = None) -> "Iterable[Path]":
+    return chain(walk_images(paths, skipped), listed_images(listed) if listed else ())
 
 
 def _about(bundle: Path, classifier: "Classifier") -> dict[str, Any]:
@@ -164,22 +189,31 @@ def _to_screen(
     top_k: int,
     mode: Literal["raise", "mark"],
     document: dict[str, Any] | None,
+    skipped: "Skipped",
 ) -> int:
-    """Classify and print, as one JSON document if there is one to begin with; returns how many could not be read."""
+    """Classify and print, as one JSON document if there is one to begin with; returns how many could not be read.
+
+    Those are counted as skipped, too.
+    """
+    from fastfsl.data.skipped import UNREADABLE, file_account
+
     predictions: list[Prediction] = []
     with reporting() as reporter:
         for prediction in classifier.stream(files, top_k=top_k, on_error=mode):
             predictions.append(prediction)
             if len(predictions) % _STEP == 0:
                 reporter.stage("classifying", len(predictions), len(files))
+    bad = [file for file, prediction in zip(files, predictions, strict=True) if prediction.error is not None]
+    skipped.add(UNREADABLE, bad[0] if bad else "", len(bad))
     if document is not None:
+        document = {**document, "files": file_account(len(files) - len(bad), skipped)}
         rows = [row_of(file, prediction) for file, prediction in zip(files, predictions, strict=True)]
         print_json({**document, "predictions": rows})
     else:
         width = min(max((len(str(file)) for file in files), default=0), _MAX_PATH_COLUMN)
         for file, prediction in zip(files, predictions, strict=True):
             stdout().print(_line(file, prediction, width), soft_wrap=True)
-    return sum(prediction.error is not None for prediction in predictions)
+    return len(bad)
 
 
 def _to_file(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastfsl.data.baselines import Standing
     from fastfsl.fit.run import Run
     from fastfsl.report import Part, Section
 
@@ -28,6 +29,7 @@ def write_run_report(path: Path, run: "Run") -> None:
 
 def training_sections(run: "Run") -> "list[Section]":
     """What a training has to show: figures, choice of the steps, held-out samples, the flow, configuration."""
+    from fastfsl.fit.held_out import held_out_standing
     from fastfsl.report import Section, Table
 
     record = run.record
@@ -42,19 +44,46 @@ def training_sections(run: "Run") -> "list[Section]":
         "seconds for features": record.feature_seconds,
         "seconds of training": record.train_seconds,
     }
+    drift = None if record.source is None else record.source.selection.get("gromov_wasserstein_bound")
+    if drift is not None:
+        figures["drift of the training images' features, a Gromov-Wasserstein bound"] = drift
     settings = {
         **record.config.model_dump(exclude={"params"}),
         **record.params,
         **({} if record.source is None else {"source": record.source.params}),
         **({} if record.encoder is None else {"encoder": record.encoder.model_dump()}),
     }
+    standing = held_out_standing(run)
+    told = [] if standing is None else standing_parts(standing, "held-out accuracy")
     return [
-        Section("Result", [Table(("", ""), field_words(figures))]),
+        Section("Result", [*told, Table(("", ""), field_words(figures))]),
         Section("Accuracy against steps", steps_parts(run)),
         Section("Held-out training samples", _held_out_parts(run)),
         Section("Features along the flow", _flow_parts(run)),
         Section("Configuration", [Table(("", ""), field_words(settings))]),
         Section("Versions", [Table(("", ""), field_words(record.versions))]),
+    ]
+
+
+def standing_parts(standing: "Standing", what: str = "accuracy") -> "list[Part]":
+    """An accuracy beside chance, majority class and zero-shot, and a warning where it is no better than those."""
+    from fastfsl.report import Table
+
+    def percent(share: float | None) -> float | None:
+        return None if share is None else 100 * share
+
+    low, high = standing.interval or (None, None)
+    rows = [
+        (what, percent(standing.accuracy), percent(low), percent(high)),
+        ("zero-shot: the class texts alone", percent(standing.zero_shot_accuracy), None, None),
+        (f"always answering {standing.majority_class}", percent(standing.majority_share), None, None),
+        ("chance", percent(standing.chance), None, None),
+    ]
+    warning, doubt = standing.warning(), standing.doubt()
+    return [
+        *([] if warning is None else [f"Warning: {warning}."]),
+        *([] if doubt is None else [f"{doubt}."]),
+        Table(("", "%", "from", "to"), rows, f"On {standing.num_samples} samples, with a 95 % interval (Wilson)"),
     ]
 
 

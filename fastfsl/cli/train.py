@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastfsl.cli import options
-from fastfsl.cli.output import print_fields, print_json
-from fastfsl.cli.progress import reporting
+from fastfsl.cli.checks import RUN_FILE, check_data, check_training
+from fastfsl.cli.next_command import command, data_options, encoder_options, free_name
+from fastfsl.cli.output import for_people, print_fields, print_json, stdout, warn
+from fastfsl.cli.progress import LOADING, one_step, reporting
 from fastfsl.cli.requirements import require_training
 from fastfsl.cli.run_report import REPORT_FILE, write_run_report
 from fastfsl.fit.methods import DEFAULT_METHOD, METHODS, SOURCES  # noqa: TID253  # the registry imports no estimator
 
 if TYPE_CHECKING:
+    from fastfsl.data import FeatureDataset, ImageDataset
+    from fastfsl.data.baselines import Standing
+    from fastfsl.fit.config import TrainConfig
     from fastfsl.fit.run import Run
 
 
@@ -24,7 +29,10 @@ def train(
     method: Annotated[
         str | None, typer.Option(help=f"One of the methods above.  [default: {DEFAULT_METHOD}]", metavar="METHOD")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Images a class, drawn by --seed.  [default: all]")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Up to so many images per class, drawn by --seed.  [default: all]")
+    ] = None,
+    exact_shots: options.ExactShots = False,
     backbone: options.Backbone = None,
     pretrained: options.Pretrained = None,
     template: options.Template = None,
@@ -39,6 +47,10 @@ def train(
         Path | None, typer.Option(help="YAML file of these options and the method's own (num_steps, epochs, ...).")
     ] = None,
     image_root: options.ImageRoot = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    strict: options.Strict = False,
     device: options.TrainingDevice = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")] = False,
     as_json: options.AsJson = False,
@@ -51,13 +63,10 @@ def train(
     from fastfsl.files import check_output
 
     require_training()
-    from fastfsl.devices import resolve_device
-    from fastfsl.fit.config import load_config
-    from fastfsl.fit.processes import join_processes
-    from fastfsl.fit.run import RUN_FILE
-    from fastfsl.fit.train import train as run_training
-
     check_output(out, marker=RUN_FILE, force=force)
+    check_data(data)
+    from fastfsl.fit.config import load_config
+
     resolved = load_config(
         config,
         {
@@ -70,24 +79,51 @@ def train(
             "seed": seed,
             "target_precision": target_precision,
             "classes": classes,
+            "exact_shots": exact_shots or None,
             "image_root": None if image_root is None else str(image_root),
+            "path_column": path_column,
+            "label_column": label_column,
+            "split_column": split_column,
+            "strict": strict or None,
             "device": device,
         },
     )
+    dataset = check_training(data, resolved)
+
     # What a long tuning has done so far: the same command goes on from it.
     whole = out.resolve()  # `.` has no name
     checkpoints = whole.with_name(f".{whole.name}.training")
     with reporting() as reporter:
-        run = run_training(data, resolved, reporter=reporter, checkpoints=checkpoints)
-    if not join_processes(resolve_device(resolved.device)).is_main:  # under `accelerate launch` one of several writes
+        with one_step(reporter, LOADING):
+            from fastfsl.devices import resolve_device
+            from fastfsl.fit.processes import join_processes, launched_processes
+            from fastfsl.fit.train import train as run_training
+        launched_processes()  # fewer than were asked for are an error now, not after an hour
+        run = run_training(data, resolved, dataset=dataset, reporter=reporter, checkpoints=checkpoints)
+    if not join_processes(resolve_device(resolved.device)).is_main:  # under `torchrun` one of several writes
         return
     run.save(out, force=force)
     write_run_report(whole / REPORT_FILE, run)  # the working folder, if `out` is it, has just been replaced
     shutil.rmtree(checkpoints, ignore_errors=True)
+    from fastfsl.fit.held_out import held_out_standing
+
+    standing = held_out_standing(run)
+    document = {**_summary(run, out), "next": _next(data, dataset, resolved, out, standing)}
+    if standing is not None:
+        fields = standing.fields()
+        document["held_out_interval"] = fields.pop("interval")
+        document["num_held_out"] = 0 if standing.accuracy is None else standing.num_samples
+        document |= fields
+        warning = standing.warning()
+        if warning is not None:
+            warn(f"on held-out training samples {warning}")
     if as_json:
-        print_json(_summary(run, out))
-    else:
-        print_fields(f"Trained {out}", _summary(run, out))
+        print_json(document)
+        return
+    print_fields(f"Trained {out}", for_people(document))
+    if standing is not None:
+        stdout().print(standing.sentence("held-out accuracy"), soft_wrap=True)
+    stdout().print(f"Next: {document['next']}", soft_wrap=True)
 
 
 # The command's help lists the methods, from the one place that describes them.
@@ -106,6 +142,24 @@ train.__doc__ = "\n".join(
 )
 
 
+def _next(
+    data: Path,
+    dataset: "ImageDataset | FeatureDataset",
+    config: "TrainConfig",
+    out: Path,
+    standing: "Standing | None",
+) -> str:
+    """The command that comes after a training."""
+    options = data_options(config)
+    if standing is not None and standing.below_majority:
+        return command("fastfsl", "compare", data, *options, *encoder_options(config))
+    num_train = len(dataset.labels("train"))
+    left = config.shots is not None and num_train > config.shots * len(dataset.class_names)
+    if "test" in dataset.splits or (set(dataset.splits) == {"train"} and left and config.image_root is None):
+        return command("fastfsl", "evaluate", out, data, *options)
+    return command("fastfsl", "export", out, free_name("bundle"))
+
+
 def _summary(run: "Run", out: Path) -> dict[str, Any]:
     return {
         "run": str(out),
@@ -113,6 +167,8 @@ def _summary(run: "Run", out: Path) -> dict[str, Any]:
         "method": run.record.config.method,
         "num_classes": len(run.record.class_names),
         "num_support": run.record.num_support,
+        "class_counts": dict(zip(run.record.class_names, run.record.class_counts, strict=True)),
+        "files": run.record.files,
         "num_steps": run.num_steps,
         "selection": run.record.selection.get("rule"),
         "held_out_accuracy": run.held_out_accuracy,

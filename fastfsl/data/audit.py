@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from fastfsl.arrays import unit
 from fastfsl.data.dataset import FloatArray, LabelArray
+from fastfsl.data.duplicates import MAX_COMPARED, NEAR_COSINE, near_between_classes
 
 # Largest class over smallest beyond which a pool is called imbalanced.
 IMBALANCE_FACTOR = 10.0
-
-# Cosine of two features that are taken for the same image, resized or compressed again.
-NEAR_COSINE = 0.999
 
 # Similarities held in memory at a time: 64 MiB.
 _MAX_ENTRIES = 2**24
@@ -45,12 +43,18 @@ class Audit:
         untested: names of the classes without a test sample.
         within: exact duplicates within the training pool.
         across: near-duplicates between the training pool and the test split.
+        between: near-duplicates of several classes within the training pool, copies left out; pairs of positions.
+        train_items: what messages call the training samples; None: their numbers.
+        test_items: what they call those of the test split.
     """
 
     class_counts: tuple[int, ...]
     untested: tuple[str, ...]
     within: Duplicates
     across: Duplicates
+    between: tuple[tuple[int, ...], ...] = ()
+    train_items: Sequence[str] | None = None
+    test_items: Sequence[str] | None = None
 
     def warnings(self) -> list[str]:
         """One line for each thing that stands in the way of trusting the figures."""
@@ -68,15 +72,29 @@ class Audit:
         if self.within.num_samples:
             lines.append(
                 f"{self.within.num_samples} training samples are exact copies of others"
-                f"{_mislabelled(self.within)}: {_some(_pairs(self.within, 'train', 'train'))}"
+                f"{_mislabelled(self.within)}: {_some(self._pairs(self.within, 'train'))}"
+            )
+        if self.between:
+            pairs = [f"{self._called('train', one)} = {self._called('train', other)}" for one, other in self.between]
+            lines.append(
+                f"{len(pairs)} pairs of training samples of different classes are nearly the same (cosine above "
+                f"{NEAR_COSINE}): {_some(pairs)}"
             )
         if self.across.num_samples:
             lines.append(
                 f"{self.across.num_samples} test samples have a near-duplicate (cosine above {NEAR_COSINE}) in the "
                 f"training pool{_mislabelled(self.across)}, so accuracies are too high: "
-                f"{_some(_pairs(self.across, 'train', 'test'))}"
+                f"{_some(self._pairs(self.across, 'test'))}"
             )
         return lines
+
+    def _pairs(self, duplicates: Duplicates, second: str) -> list[str]:
+        shown = [f"{self._called('train', one)} = {self._called(second, other)}" for one, other in duplicates.first]
+        return shown + ["..."] * (duplicates.num_samples > len(shown))
+
+    def _called(self, split: str, position: int) -> str:
+        items = self.train_items if split == "train" else self.test_items
+        return f"{split} {position}" if items is None else items[position]
 
 
 def audit(
@@ -85,6 +103,9 @@ def audit(
     train_labels: LabelArray,
     test_features: FloatArray,
     test_labels: LabelArray,
+    *,
+    train_items: Sequence[str] | None = None,
+    test_items: Sequence[str] | None = None,
 ) -> Audit:
     """Look a data set over.
 
@@ -94,6 +115,8 @@ def audit(
         train_labels: (n,).
         test_features: (m, d).
         test_labels: (m,).
+        train_items: what messages call the training samples; default their numbers.
+        test_items: likewise.
     """
     tested = np.bincount(test_labels, minlength=len(class_names)) > 0
     return Audit(
@@ -101,6 +124,9 @@ def audit(
         untested=tuple(name for name, found in zip(class_names, tested, strict=True) if not found),
         within=exact_duplicates(train_features, train_labels),
         across=near_duplicates(train_features, train_labels, test_features, test_labels),
+        between=_between(train_features, train_labels),
+        train_items=train_items,
+        test_items=test_items,
     )
 
 
@@ -153,9 +179,12 @@ def _directions(features: FloatArray) -> NDArray[np.float32]:
     return directions
 
 
-def _pairs(duplicates: Duplicates, first: str, second: str) -> list[str]:
-    shown = [f"{first} {one} = {second} {other}" for one, other in duplicates.first]
-    return shown + ["..."] * (duplicates.num_samples > len(shown))
+def _between(features: FloatArray, labels: LabelArray) -> tuple[tuple[int, ...], ...]:
+    """Pairs of different classes that are nearly, and not bit by bit, the same."""
+    if len(features) > MAX_COMPARED:
+        return ()
+    pairs = near_between_classes(_directions(features), labels).groups
+    return tuple(pair for pair in pairs if not np.array_equal(features[pair[0]], features[pair[1]]))
 
 
 def _mislabelled(duplicates: Duplicates) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from fastfsl.data.dataset import FeatureDataset, ImageDataset, ImageSample
+from fastfsl.data.skipped import OTHER_CLASSES
 from fastfsl.errors import ConfigError, DataError
 
 ClassSelection = Literal["all", "base", "new"]
@@ -54,4 +55,9 @@ def select_classes(dataset: _Dataset, classes: ClassSelection) -> _Dataset:
         split: tuple(ImageSample(item.path, item.label - first) for item in items if first <= item.label < end)
         for split, items in dataset.splits.items()
     }
-    return replace(dataset, class_names=names, splits={split: items for split, items in samples.items() if items})
+    skipped = dataset.skipped.copy()
+    for items in dataset.splits.values():
+        left_out = [item.path for item in items if not first <= item.label < end]
+        skipped.add(OTHER_CLASSES, left_out[0] if left_out else "", len(left_out))
+    kept_splits = {split: items for split, items in samples.items() if items}
+    return replace(dataset, class_names=names, splits=kept_splits, skipped=skipped)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfsl.data.skipped import Skipped
 from fastfsl.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -33,14 +34,16 @@ class ImageDataset:
         class_names: Names as found (folder names, or the split file's names), position = label.
         splits: Samples by split; keys among "train", "val", "test". A flat folder has only "train".
         kind: Where it came from.
-        num_ignored: Files passed over because they are not images (folders only).
+        skipped: Files that were seen and are in no split, by reason; not to be changed.
+        notes: What a user should know of the data, a line each.
     """
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, tuple[ImageSample, ...]]
-    kind: Literal["folder", "split-file"]
-    num_ignored: int = 0
+    kind: Literal["folder", "split-file", "table"]
+    skipped: Skipped = field(default_factory=Skipped)
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[ImageSample, ...]:
         """Samples of one split.
@@ -57,8 +60,12 @@ class ImageDataset:
         return np.array([sample.label for sample in self.split(name)], dtype=np.int64)
 
     def item(self, sample: ImageSample) -> str:
-        """The sample's path relative to `root`, with forward slashes: its name in an episode file."""
-        return sample.path.relative_to(self.root).as_posix()
+        """The sample's path relative to `root`, with forward slashes: its name in an episode file.
+
+        A table may list files outside of `root`; those have their whole path.
+        """
+        path = sample.path
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
 
 @dataclass(frozen=True)

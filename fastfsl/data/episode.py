@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfsl.data.dataset import FeatureDataset, ImageDataset
-from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.errors import ConfigError, DataError, ShapeError, resource_error
 from fastfsl.files import staged_file
 
 _FORMAT = "fastfsl-episode"
@@ -68,9 +68,11 @@ class Episode:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
-            raise DataError(f"episode file {path} cannot be read: {error.strerror or error}") from error
+            raise resource_error(error, f"read {path}") or DataError(
+                f"episode file {path} cannot be read: {error.strerror or error}"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not an episode file ({error})") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != _VERSION:
@@ -112,22 +114,24 @@ def sample_episode(
     *,
     class_names: Sequence[str] | None = None,
     items: Sequence[str] | None = None,
+    exact: bool = False,
 ) -> Episode:
-    """Draw `num_shots` samples of every class.
+    """Draw up to `num_shots` samples of every class.
 
     Args:
         labels: Labels of the train split, (n,) integers in [0, num_classes).
-        num_shots: Samples per class, at least 1; None: all of them.
+        num_shots: Most samples per class, at least 1; None: all of them. A class that has fewer gives what it has.
         seed: Non-negative integer.
         num_classes: Number of classes C.
         class_names: C names for the record and for error messages; default "class 0", ...
         items: n names for the record; default the positions.
+        exact: Refuse classes with fewer samples.
 
     Returns:
         The episode; its indices are ordered by label, ascending within a label.
 
     Raises:
-        DataError: Classes with fewer samples than `num_shots`, or with none; named with their counts.
+        DataError: Classes without a sample, or if `exact` is set with fewer than `num_shots`; named with their counts.
         ShapeError: `labels` is not a vector of integers.
         ConfigError: `num_shots` below 1 or a negative seed.
     """
@@ -142,7 +146,7 @@ def sample_episode(
         raise DataError(f"labels span {label_array.min()}..{label_array.max()}, expected 0..{num_classes - 1}")
     names = tuple(class_names) if class_names is not None else tuple(f"class {label}" for label in range(num_classes))
     by_label = [np.flatnonzero(label_array == label) for label in range(num_classes)]
-    _check_counts(names, [len(members) for members in by_label], num_shots)
+    _check_counts(names, [len(members) for members in by_label], num_shots if exact else None)
 
     indices: list[int] = []
     for label, members in enumerate(by_label):
@@ -153,11 +157,14 @@ def sample_episode(
     return Episode(num_shots, seed, names, tuple(indices), chosen)
 
 
-def draw_episode(dataset: ImageDataset | FeatureDataset, num_shots: int | None, seed: int) -> Episode:
+def draw_episode(
+    dataset: ImageDataset | FeatureDataset, num_shots: int | None, seed: int, *, exact: bool = False
+) -> Episode:
     """`sample_episode` on a data set's train split, with its names and items.
 
     Raises:
-        DataError: No train split, or classes with too few samples.
+        DataError: No train split, or classes with too few samples: with none, or if `exact` is set with fewer than
+            `num_shots`.
         ConfigError: `num_shots` below 1 or a negative seed.
     """
     return sample_episode(
@@ -167,6 +174,7 @@ def draw_episode(dataset: ImageDataset | FeatureDataset, num_shots: int | None, 
         len(dataset.class_names),
         class_names=dataset.class_names,
         items=_items(dataset),
+        exact=exact,
     )
 
 
@@ -182,7 +190,11 @@ def _check_counts(names: Sequence[str], counts: Sequence[int], num_shots: int | 
     if short:
         shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
         least = min(counts)
-        advice = f"ask for at most {least} shots or add images" if least else "add images or remove the class"
+        advice = (
+            f"ask for at most {least} shots, for up to {needed} (without --exact-shots), or add images"
+            if least
+            else "add images or remove the class"
+        )
         raise DataError(f"fewer than {needed} train images in {len(short)} of {len(counts)} classes: {shown}; {advice}")
 
 

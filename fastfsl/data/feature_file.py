@@ -5,15 +5,19 @@ Arrays (n images, V augmented views, d embedding width, C classes):
 | name                                     | shape               | type                                            |
 |------------------------------------------|---------------------|-------------------------------------------------|
 | `train_features`                         | (n, d) or (n, V, d) | float16, float32 or float64                     |
-| `train_labels`                           | (n,)                | any integer type, values in [0, C)              |
+| `train_labels`                           | (n,)                | any integer type, or text; see below            |
 | `val_features`, `val_labels`, `test_...` | (n, d), (n,)        | the same; optional                              |
 | `class_embeddings`                       | (C, d)              | floating                                        |
-| `class_names`, optional                  | (C,)                | text; default "class 0", "class 1", ...         |
+| `class_names`, optional                  | (C,)                | text; default: the labels, or "class 0", ...    |
 | `logit_scale`, optional                  | ()                  | number > 0, exp of the temperature; default 100 |
 
-At least one split must be there; other arrays are ignored. safetensors has no text arrays: `class_names` is there a
-JSON list in the file's metadata. Nothing is unpickled. Values are returned as stored, in float32: whoever compares
-directions normalises, which is why rows without a direction (all zeros) are refused.
+Labels in [0, C) are indices of rows of `class_embeddings`. Text labels are class names: row c belongs to
+`class_names[c]`, or, without `class_names`, to the c-th of the distinct labels of all splits in ascending order, of
+which there must then be C. So do other integers, such as 1 .. C, of which C are distinct.
+
+At least one split must be there; other arrays are ignored. safetensors has no text arrays: `class_names` and text
+labels are there JSON lists in the file's metadata. Nothing is unpickled. Values are returned as stored, in float32:
+whoever compares directions normalises, which is why rows without a direction (all zeros) are refused.
 """
 
 import json
@@ -28,11 +32,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray, check_distinct
-from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.arrays import warn_of_logarithm
+from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray
+from fastfsl.data.file_labels import match_labels
+from fastfsl.errors import ConfigError, DataError, ShapeError, resource_error
 from fastfsl.files import staged_file
 
 DEFAULT_LOGIT_SCALE = 100.0
+
+# Arrays of text, which safetensors keeps in the metadata.
+_TEXTS = ("class_names", *(f"{split}_labels" for split in SPLITS))
 
 _AnyArray = NDArray[Any]
 
@@ -47,8 +56,8 @@ def read_feature_file(path: str | Path) -> FeatureDataset:
         The data set, float32 features and int64 labels.
 
     Raises:
-        DataError: Unreadable file, missing array, NaN or infinite value, row of zeros, label that is not an integer in
-            [0, C), fewer than two classes.
+        DataError: Unreadable file, missing array, NaN or infinite value, row of zeros, labels that do not fit the
+            classes, fewer than two classes.
         ShapeError: Arrays whose shapes or types do not fit the table above or each other.
     """
     path = Path(path)
@@ -96,11 +105,13 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, not the named arrays of a feature file: {advice}")
             with file:
-                arrays = {name: np.asarray(file[name]) for name in file.files if _is_known(name)}
+                arrays = {name: _from_npz(path, file, name) for name in file.files if _is_known(name)}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} cannot be read as .npz ({error}); nothing is unpickled: {advice}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"{path} cannot be read as .npz ({error}); nothing is unpickled: {advice}"
+        ) from error
     except (MemoryError, OverflowError) as error:
         raise DataError(f"{path} is damaged or too large for this machine's memory ({error})") from error
     return arrays
@@ -109,25 +120,40 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
 def _read_safetensors(path: Path) -> dict[str, _AnyArray]:
     arrays: dict[str, _AnyArray] = {}
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it cannot open, whatever the reason
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 if _is_known(name):
                     arrays[name] = file.get_tensor(name)
-            names = (file.metadata() or {}).get("class_names")
+            texts = {name: text for name, text in (file.metadata() or {}).items() if name in _TEXTS}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise resource_error(error, f"read {path}") or DataError(
             f"{path} cannot be read as a safetensors feature file ({error}); "
             "features in float16, float32 or float64, labels as integers"
         ) from error
-    if names is not None:
+    for name, text in texts.items():
         try:
-            listed = json.loads(names)
+            listed = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: class_names in the metadata is not a JSON list ({error})") from error
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise DataError(f"{path}: class_names in the metadata is not a JSON list of texts")
-        arrays["class_names"] = np.array(listed, dtype=np.str_)
+            raise DataError(f"{path}: {name} in the metadata is not a JSON list ({error})") from error
+        if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
+            raise DataError(f"{path}: {name} in the metadata is not a JSON list of texts")
+        if name in arrays:
+            raise DataError(f"{path}: {name} is both an array and in the metadata: leave one of them out")
+        arrays[name] = np.array(listed, dtype=np.str_)
     return arrays
+
+
+def _from_npz(path: Path, file: np.lib.npyio.NpzFile, name: str) -> _AnyArray:
+    try:
+        return np.asarray(file[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise DataError(
+            f"{path}: {name} holds Python objects, and nothing is unpickled: save texts as numpy.array({name}, "
+            "dtype=str), and numbers as an array of numbers"
+        ) from error
 
 
 def _is_known(name: str) -> bool:
@@ -140,10 +166,12 @@ def _checked(path: Path, arrays: Mapping[str, _AnyArray]) -> FeatureDataset:
     num_classes, dim = class_embeddings.shape
     if num_classes < 2:
         raise DataError(f"{path}: class_embeddings has {num_classes} row: at least two classes are needed")
+    present = [split for split in SPLITS if f"{split}_features" in arrays or f"{split}_labels" in arrays]
+    of_splits = {name: arrays[name] for name in (f"{split}_labels" for split in present) if name in arrays}
+    names, indices = match_labels(path, of_splits, arrays.get("class_names"), num_classes)
+    arrays = {**arrays, **indices}
     splits: dict[str, tuple[FloatArray, LabelArray]] = {}
-    for split in SPLITS:
-        if f"{split}_features" not in arrays and f"{split}_labels" not in arrays:
-            continue
+    for split in present:
         dimensions = (2, 3) if split == "train" else (2,)
         features = _features(path, arrays, f"{split}_features", dimensions)
         if features.shape[-1] != dim:
@@ -155,7 +183,7 @@ def _checked(path: Path, arrays: Mapping[str, _AnyArray]) -> FeatureDataset:
     if not splits:
         raise DataError(f"{path} has no train_features, val_features or test_features; it holds {_names(arrays)}")
     return FeatureDataset(
-        _class_names(path, arrays.get("class_names"), num_classes),
+        names,
         splits,
         class_embeddings,
         _logit_scale(path, arrays.get("logit_scale")),
@@ -190,7 +218,10 @@ def _features(path: Path, arrays: Mapping[str, _AnyArray], name: str, dimensions
 def _labels(path: Path, arrays: Mapping[str, _AnyArray], name: str, length: int, num_classes: int) -> LabelArray:
     labels = _required(path, arrays, name)
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: {name} has type {labels.dtype}, expected integers: convert with .astype('int64')")
+        raise DataError(
+            f"{path}: {name} has type {labels.dtype}, expected integers or class names: convert with .astype('int64'), "
+            "or texts with numpy.array(labels, dtype=str)"
+        )
     if labels.shape != (length,):
         raise ShapeError(
             f"{path}: {name} has shape {labels.shape}, expected ({length},): one label per row of features"
@@ -205,21 +236,6 @@ def _labels(path: Path, arrays: Mapping[str, _AnyArray], name: str, length: int,
     return labels.astype(np.int64)
 
 
-def _class_names(path: Path, names: _AnyArray | None, num_classes: int) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"class {label}" for label in range(num_classes))
-    if names.dtype.kind != "U":
-        raise ShapeError(f"{path}: class_names has type {names.dtype}, expected text: numpy.array(names, dtype=str)")
-    if names.shape != (num_classes,):
-        raise ShapeError(f"{path}: class_names has shape {names.shape}, expected ({num_classes},) as class_embeddings")
-    listed = tuple(str(name) for name in names)
-    empty = next((label for label, name in enumerate(listed) if not name.strip()), None)
-    if empty is not None:
-        raise DataError(f"{path}: class_names[{empty}] is empty")
-    check_distinct(path, listed)
-    return listed
-
-
 def _logit_scale(path: Path, value: _AnyArray | None) -> float:
     if value is None:
         return DEFAULT_LOGIT_SCALE
@@ -228,6 +244,7 @@ def _logit_scale(path: Path, value: _AnyArray | None) -> float:
     scale = float(value.reshape(()))
     if not np.isfinite(scale) or scale <= 0:
         raise DataError(f"{path}: logit_scale is {scale}, expected a number above 0 (100 for OpenAI's CLIP)")
+    warn_of_logarithm(scale, f"{path}: logit_scale")
     return scale
 
 

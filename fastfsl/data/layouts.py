@@ -18,7 +18,7 @@ from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, check_distin
 from fastfsl.data.folder import read_folder
 from fastfsl.data.presets import PRESETS
 from fastfsl.data.split_file import read_split_file
-from fastfsl.errors import DataError
+from fastfsl.errors import DataError, resource_error
 
 _VARIANTS = "variants.txt"
 _CLASS_NAMES = "classnames.txt"
@@ -32,7 +32,10 @@ def read_standard_set(root: Path) -> ImageDataset | None:
     """
     try:
         found = {entry.name for entry in root.iterdir()}
-    except OSError:  # whoever reads it as a plain folder says why
+    except OSError as error:  # whoever reads it as a plain folder says why
+        fault = resource_error(error, f"list {root}")
+        if fault is not None:
+            raise fault from error
         return None
     for preset in PRESETS.values():
         if preset.split_file in found:
@@ -90,9 +93,9 @@ def _read_imagenet(root: Path) -> ImageDataset:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file that hold something, with their numbers from 1."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise resource_error(error, f"read {path}") or DataError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line.strip()

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from fastfsl.arrays import unit
 from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
 from fastfsl.data.readable import check_readable
-from fastfsl.errors import DataError, ShapeError
+from fastfsl.data.skipped import OTHER_SPLIT, SUPPORT, UNREADABLE, Skipped, ending, file_account
+from fastfsl.errors import DataError, ShapeError, resource_error
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Evaluation:
         num_samples: samples scored.
         num_unreadable: images that could not be decoded; they are not in `num_samples`.
         num_excluded: images of a flat folder left out because they were the support.
+        files: what became of every file of the data (`file_account`); None of a feature file.
     """
 
     accuracy: float
@@ -41,6 +44,7 @@ class Evaluation:
     num_samples: int
     num_unreadable: int = 0
     num_excluded: int = 0
+    files: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class ImagesToScore:
     samples: tuple[ImageSample, ...]
     num_unreadable: int
     num_excluded: int
+    files: dict[str, Any]
 
 
 def features_to_score(
@@ -61,13 +66,13 @@ def features_to_score(
         DataError: if the data have a class that the classifier does not know.
         ShapeError: if the width differs.
     """
-    label_map = _label_map(dataset.class_names, class_names)
+    positions = label_map(dataset.class_names, class_names)
     features, labels = dataset.split(split)
     if features.shape[-1] != embed_dim:
         raise ShapeError(f"expected features of width {embed_dim}, got {features.shape[-1]}: use the same encoder")
     if features.ndim == 3:  # as in training: the mean of the views' directions
         features = unit(features, "features").mean(axis=1)
-    return features, label_map[labels]
+    return features, positions[labels]
 
 
 def images_to_score(
@@ -76,23 +81,38 @@ def images_to_score(
     class_names: Sequence[str],
     support_digests: set[str],
     warn: Callable[[str], None],
+    *,
+    strict: bool = False,
 ) -> ImagesToScore:
     """Readable images of a split, labelled by the classifier's classes; of a flat folder, those not trained on.
 
+    Args:
+        dataset: the images.
+        split: which split.
+        class_names: of the classifier.
+        support_digests: SHA-256 of the images trained on.
+        warn: is told what was skipped, and what else a user should know.
+        strict: refuse data of which files would be skipped that may have been meant.
+
     Raises:
-        DataError: if the data have an unknown class, the split is missing or nothing is left to score.
+        DataError: if the data have an unknown class, the split is missing or nothing is left to score; with `strict`
+            if a file would be skipped.
     """
-    label_map = _label_map(dataset.class_names, class_names)
+    positions = label_map(dataset.class_names, class_names)
     flat = split == "test" and set(dataset.splits) == {"train"}
-    chosen, damaged = check_readable(dataset.split("train" if flat else split), dataset.class_names)
-    for path, reason in damaged:
-        warn(f"skipped {path}: {reason}")
+    own = "train" if flat else split
+    dataset.skipped.check(strict=strict)
+    chosen, damaged = check_readable(dataset.split(own), dataset.class_names)
+    skipped = skipped_in_all(dataset, own, damaged, warn, strict=strict)
+    for note in dataset.notes:
+        warn(note)
     seen = [sample for sample in chosen if digest_of(sample.path) in support_digests]
     excluded = 0
     if seen and flat:
         known = set(seen)
         chosen = tuple(sample for sample in chosen if sample not in known)
         excluded = len(seen)
+        skipped.add(SUPPORT, seen[0].path, excluded)
     elif seen and split != "train":
         warn(
             f"{len(seen)} of the {len(chosen)} images were in the support set (such as {seen[0].path}): "
@@ -103,8 +123,44 @@ def images_to_score(
             f"every image of {dataset.root} was trained on, none is left to score: "
             "train with fewer --shots, or evaluate on a folder with test/"
         )
-    samples = tuple(ImageSample(sample.path, int(label_map[sample.label])) for sample in chosen)
-    return ImagesToScore(samples, num_unreadable=len(damaged), num_excluded=excluded)
+    samples = tuple(ImageSample(sample.path, int(positions[sample.label])) for sample in chosen)
+    account = file_account(len(samples), skipped)
+    return ImagesToScore(samples, num_unreadable=len(damaged), num_excluded=excluded, files=account)
+
+
+def skipped_in_all(
+    dataset: ImageDataset,
+    split: str,
+    damaged: Sequence[tuple[Path, str]],
+    warn: Callable[[str], None],
+    *,
+    strict: bool,
+) -> Skipped:
+    """Files of a data set that are not among the readable images of a split, of which the user is told.
+
+    Args:
+        dataset: the images.
+        split: the one that is used.
+        damaged: images that cannot be read, with the reason.
+        warn: is told of them, and of what was passed over.
+        strict: refuse them.
+
+    Raises:
+        DataError: there are some that may have been meant, and `strict` is set.
+    """
+    skipped = dataset.skipped.copy()
+    seen = len(skipped) + sum(map(len, dataset.splits.values()))
+    line = skipped.warning(seen)
+    if line is not None:
+        warn(line)
+    for path, reason in damaged:
+        warn(f"skipped {path}: {reason}")
+        skipped.add(UNREADABLE, path, detail=ending(path.name))
+    skipped.check(strict=strict)
+    for other, samples in dataset.splits.items():
+        if other != split and samples:
+            skipped.add(OTHER_SPLIT, samples[0].path, len(samples), detail=other)
+    return skipped
 
 
 def score(
@@ -116,6 +172,7 @@ def score(
     threshold: float | None = None,
     num_unreadable: int = 0,
     num_excluded: int = 0,
+    files: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Accuracy over all, by class, and the mean over classes.
 
@@ -127,6 +184,7 @@ def score(
         threshold: if the classifier answers only what is at least this probable; takes probabilities.
         num_unreadable: images left out because they could not be decoded.
         num_excluded: images left out because they were the support.
+        files: what became of every file.
     """
     right = predicted == labels
     known = None if probabilities is None or threshold is None else probabilities.max(axis=1) >= threshold
@@ -142,6 +200,7 @@ def score(
         num_samples=len(labels),
         num_unreadable=num_unreadable,
         num_excluded=num_excluded,
+        files=files,
     )
 
 
@@ -180,10 +239,12 @@ def digest_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"cannot read {path}: {error.strerror or error}"
+        ) from error
 
 
-def _label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
+def label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
     """Where each class of the data stands among the classifier's classes, (C of the data,)."""
     unexpected = [name for name in found if name not in expected]
     if unexpected:

@@ -9,11 +9,13 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (data layou
 
 import json
 import reprlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fastfsl.data.dataset import SPLITS, ImageDataset, ImageSample, check_distinct, is_text
 from fastfsl.data.natural_order import natural_key
-from fastfsl.errors import DataError
+from fastfsl.data.split_names import split_of
+from fastfsl.errors import DataError, resource_error
+from fastfsl.images import advice_on_missing, with_slashes
 
 _FORM = 'expected {"train": [["relative/path.jpg", 0, "class name"], ...], "val": [...], "test": [...]}'
 
@@ -52,15 +54,33 @@ def read_split_file(path: str | Path, image_root: str | Path | None = None) -> I
     return ImageDataset(root, class_names, splits, "split-file")
 
 
+def is_split_file(path: Path) -> bool:
+    """Whether it is a JSON object with lists for splits, which may be wrong in other ways."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # whoever reads it says why
+        return False
+    return isinstance(content, dict) and any(split in _by_split(content) for split in SPLITS)
+
+
+def _by_split(content: dict[str, object]) -> dict[str, object]:
+    """What stands under the usual names of splits; where two mean the same, under the one that is the split's own."""
+    named = {split_of(name): items for name, items in content.items() if split_of(name) is not None}
+    return {split: content.get(split, named.get(split)) for split in SPLITS if split in named}
+
+
 def _parse(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataError(f"split file {path} cannot be read: {error.strerror or error}") from error
+        raise resource_error(error, f"read {path}") or DataError(
+            f"split file {path} cannot be read: {error.strerror or error}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a JSON split file ({error}): {_FORM}") from error
-    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
+    if not isinstance(content, dict) or not _by_split(content):
         raise DataError(f"{path} is not a split file: {_FORM}")
+    content = _by_split(content)
     listed: dict[str, list[tuple[str, int, str]]] = {}
     for split in SPLITS:
         items = content.get(split)
@@ -89,6 +109,11 @@ def _item(path: Path, split: str, row: int, item: object) -> tuple[str, int, str
         raise DataError(f"{where} has label {label}: labels count from 0")
     if not name.strip():
         raise DataError(f"{where} has an empty class name")
+    relative = with_slashes(relative)
+    if PureWindowsPath(relative).drive:
+        raise DataError(
+            f"{where} has path {reprlib.repr(relative)}{advice_on_missing(relative)}, below the image folder"
+        )
     parts = PurePosixPath(relative).parts
     if not parts or relative.startswith("/") or ".." in parts or "\0" in relative or not is_text(relative + name):
         raise DataError(f"{where} has path {reprlib.repr(relative)}: expected one below the image folder, without '..'")
@@ -138,5 +163,8 @@ def _find_image_root(path: Path, listed: dict[str, list[tuple[str, int, str]]]) 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name too long for the file system
+    except OSError as error:  # such as a name too long for the file system, or a disk that fails
+        fault = resource_error(error, f"read {path}")
+        if fault is not None:
+            raise fault from error
         return False

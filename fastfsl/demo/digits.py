@@ -16,12 +16,11 @@ Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastfsl.errors import ConfigError, DataError
+from fastfsl.leftovers import NEW, staging_area, sweep_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +44,7 @@ AUGMENTATION: dict[str, Any] = {"scale": (0.6, 1.0), "ratio": (0.8, 1.25), "hori
 
 TUNING: dict[str, dict[str, Any]] = {
     "mps": {"epochs": 40, "learning_rate": 0.05, "alpha": 0.9, "alignment_weight": 1.5},
-    "lora": {"epochs": 40, "learning_rate": 5e-3},
+    "lora": {"epochs": 40, "learning_rate": 1e-2},
     "clip-adapter": {"learning_rate": 0.1},
     "coop": {"learning_rate": 0.1},
     "cocoop": {"learning_rate": 5e-4},
@@ -169,22 +168,19 @@ def write_digits(root: Path | str, *, num_shots: int | None = None, seed: int = 
             raise ConfigError(f"{root} exists and is not this set of digits; remove it or choose another folder")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        sweep_leftovers(root.parent)
+        with staging_area(root.absolute()) as area:
+            for name, index in files.items():
+                path = area / NEW / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(enlarge(counts[index])).save(path)
+            if root.is_dir():
+                root.rmdir()  # empty, as checked above
+            (area / NEW).rename(root)
     except OSError as error:
-        raise ConfigError(f"cannot write {root}: {error}; choose a folder you may write to") from error
-    try:
-        for name, index in files.items():
-            path = staging / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(enlarge(counts[index])).save(path)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        if root.is_dir():
-            root.rmdir()  # empty, as checked above
-        staging.rename(root)
-    except OSError as error:
-        raise ConfigError(f"cannot write {root}: {error}; free some space or choose another folder") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise ConfigError(
+            f"cannot write {root}: {error}; free some space or choose a folder you may write to"
+        ) from error
     return root
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, resource_error
 
 # OpenAI's archives carry these three numbers beside the weights; open_clip's own models have no such entries.
 OPENAI_EXTRAS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -63,7 +63,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         with path.open("rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise ConfigError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+        raise resource_error(error, f"read {path}") or ConfigError(
+            f"checkpoint {path} cannot be read: {error.strerror or error}"
+        ) from error
     is_torchscript = False
     metadata: dict[str, Any] = {}
     content: object
@@ -106,7 +108,7 @@ def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
             warnings.simplefilter("ignore")  # torch.jit announces its retirement
             state_dict: dict[str, torch.Tensor] = dict(load(str(path), map_location="cpu").state_dict())
     except Exception as error:  # TorchScript's reader raises many types on damaged archives
-        raise ConfigError(
+        raise resource_error(error, f"read {path}") or ConfigError(
             f"{path} is a TorchScript archive that cannot be read ({_first_line(error)}): {remedy}"
         ) from error
     if not state_dict.keys() >= OPENAI_EXTRAS:
@@ -123,7 +125,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise ConfigError(
+        raise resource_error(error, f"read {path}") or ConfigError(
             f"{path} is a damaged safetensors file ({_first_line(error)}): download or save it again"
         ) from error
 
@@ -140,7 +142,7 @@ def _read_torch(path: Path) -> object:
             "tensors, which is never unpickled because that can run code; save model.state_dict(), best as safetensors"
         ) from error
     except Exception as error:  # torch.load raises many types on damaged files
-        raise ConfigError(
+        raise resource_error(error, f"read {path}") or ConfigError(
             f"checkpoint {path} cannot be read ({_first_line(error)}): expected safetensors or a torch state dict; "
             "download or save it again"
         ) from error
@@ -175,7 +177,7 @@ def _quick_gelu_reason(path: Path, state_dict: Mapping[str, torch.Tensor], metad
             return f"its metadata name the model {name!r}"
     beside = path.parent / "open_clip_config.json"
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = json.loads(beside.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return ""
     model_config = config.get("model_cfg") if isinstance(config, dict) else None

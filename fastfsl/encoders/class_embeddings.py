@@ -46,16 +46,35 @@ def class_embeddings(
 
 
 def _warn_of_likeness(encoder: Encoder, class_names: Sequence[str], prompts: Sequence[str]) -> None:
-    """Warn of two classes whose prompts the model cannot tell apart: alike but for case, or cut to its context."""
+    """Warn of the classes whose prompts the model cannot tell apart: alike but for case, or cut to its context."""
     tokens = encoder.tokenizer(list(prompts))
-    names = [name for name in class_names for _ in range(len(prompts) // len(class_names))]
-    seen: dict[tuple[int, ...], tuple[str, str]] = {}
-    for name, prompt, row in zip(names, prompts, tokens.tolist(), strict=True):
-        first, first_prompt = seen.setdefault(tuple(row), (name, prompt))
-        if first != name:
-            warnings.warn(
-                f"the model reads {first_prompt!r} and {prompt!r} as the same text (it takes {tokens.shape[1]} "
-                f"tokens), so it cannot tell the classes {first!r} and {name!r} apart: change the class names",
-                stacklevel=3,
-            )
-            return
+    groups = _alike(class_names, tokens.tolist())
+    if groups:
+        shown = "; ".join(" = ".join(map(repr, group)) for group in groups)
+        warnings.warn(
+            f"the model reads the prompts of some classes as the same text (it takes {tokens.shape[1]} tokens, and no "
+            f"account of case), so it cannot tell them apart: {shown}; change these class names",
+            stacklevel=3,
+        )
+
+
+def _alike(class_names: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Groups of the classes that share a prompt's tokens, of which there are as many for each class."""
+    num_prompts = len(tokens) // len(class_names)
+    label_of: dict[tuple[int, ...], int] = {}
+    first = list(range(len(class_names)))  # of the group that a class belongs to
+
+    def root(label: int) -> int:
+        while first[label] != label:
+            label = first[label]
+        return label
+
+    for row, sequence in enumerate(tokens):
+        label = row // num_prompts
+        other = label_of.setdefault(tuple(sequence), label)
+        one, two = sorted((root(label), root(other)))
+        first[two] = one
+    groups: dict[int, list[str]] = {}
+    for label, name in enumerate(class_names):
+        groups.setdefault(root(label), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, ResourceError, resource_error
 from fastfsl.files import staged_file
+from fastfsl.leftovers import sweep_leftovers
 
 # Rows per shard: at d = 512 two megabytes; an interruption costs at most that many forward passes.
 SHARD_ROWS = 1024
@@ -59,6 +60,7 @@ class FeatureCache:
         self._writable = True
 
     def __enter__(self) -> Self:
+        sweep_leftovers(self.folder)
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._read(shard)
         return self
@@ -86,7 +88,13 @@ class FeatureCache:
                 checksum = (file.metadata() or {}).get("sha256")
         except FileNotFoundError:  # another process has dropped it
             return
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            fault = resource_error(error, f"read {shard}")  # which the shard may have outlived
+            if fault is not None:
+                raise fault from error
+            self._drop(shard, str(error))
+            return
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._drop(shard, str(error))
             return
         images, views, features = arrays["images"], arrays["views"], arrays["features"]
@@ -119,7 +127,7 @@ class FeatureCache:
                     staging.write_text(self._configuration + "\n", encoding="utf-8")
             with staged_file(self.folder / f"{uuid4().hex}.safetensors") as staging:
                 staging.write_bytes(content)
-        except (ConfigError, OSError) as error:
+        except (ConfigError, ResourceError, OSError) as error:
             # The features are in memory, so the run goes on; only the next one will have to compute them again.
             self._writable = False
             warnings.warn(f"features cannot be cached ({error}): set FASTFSL_CACHE to a writable folder", stacklevel=3)

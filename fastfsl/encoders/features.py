@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastfsl.encoders.augmentation import Augmentation, augmented_view, seed_of_view
 from fastfsl.encoders.encoder import Encoder
 from fastfsl.encoders.feature_cache import FeatureCache, default_cache_dir
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError, DataError, resource_error
 from fastfsl.images import open_image
 
 _FloatArray = NDArray[np.float32]
@@ -168,4 +168,6 @@ def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"image {path} cannot be read: {error.strerror or error}") from error
+        raise resource_error(error, f"read the image {path}") or DataError(
+            f"image {path} cannot be read: {error.strerror or error}"
+        ) from error

@@ -7,12 +7,11 @@ whenever a tag or a file says that it needs QuickGELU, the -quickgelu architectu
 if the plain one was named. A bare state dict says nothing; name the -quickgelu backbone for it.
 """
 
-import difflib
 import logging
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,18 @@ import open_clip
 import torch
 from PIL import Image
 
+from fastfsl.backbones import HUB, LOCAL, QUICK, TINY_CLIP, Catalogue, check_backbone, clean_tag, model_name
 from fastfsl.devices import resolve_device
+from fastfsl.downloads import cached_only_if_offline, require_repository, require_weights
 from fastfsl.encoders.architecture import load_weights
 from fastfsl.encoders.checkpoint_file import Checkpoint, read_checkpoint
 from fastfsl.encoders.encoder import Encoder, weights_digest
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, memory_error, resource_error
 from fastfsl.images import Preprocessing
-
-TINY_CLIP = "tiny-clip"
 
 _log = logging.getLogger(__name__)
 
 _TINY_CLIP_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "tiny_clip"
-_LOCAL, _HUB = "local-dir:", "hf-hub:"
-_QUICK = "-quickgelu"
 
 
 @dataclass(frozen=True)
@@ -90,45 +87,32 @@ def load_encoder(backbone: str, pretrained: str | Path | None = None, device: st
 
 
 def _plan(backbone: str, pretrained: str | None) -> _Plan:
-    if backbone == TINY_CLIP or backbone.startswith((_LOCAL, _HUB)):
+    check_backbone(backbone, pretrained, Catalogue(open_clip.list_models(), _tags))
+    if backbone == TINY_CLIP or backbone.startswith((LOCAL, HUB)):
         return _plan_from_source(backbone, pretrained)
-    name = backbone.replace("/", "-")  # OpenAI writes ViT-B/16
-    models = open_clip.list_models()
-    if name not in models:
-        advice = _close(name, models)
-        if _is_file(Path(backbone) / "open_clip_config.json"):
-            advice = f"it is a model folder; write {_LOCAL}{backbone}"
-        raise ConfigError(f"unknown backbone {backbone!r}: {advice}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        known = f"a tag ({', '.join(tags[:6])}{', ...' if len(tags) > 6 else ''})" if tags else "a tag (it has none)"
-        raise ConfigError(f"backbone {name} needs weights: --pretrained with {known} or a local checkpoint file")
-    tag = pretrained.lower().replace("-", "_")
-    if tag in tags:
+    name, weights = model_name(backbone), str(pretrained)
+    tag = clean_tag(weights)
+    if tag in _tags(name):
+        require_weights(name, tag, _tags(name)[tag])
         return _with_quick_gelu(_Plan(name, name, tag=tag), needed=_tag_needs_quick_gelu(name, tag))
-    if _is_file(pretrained):
-        checkpoint = read_checkpoint(pretrained)
-        plan = _Plan(name, name, checkpoint=checkpoint)
-        return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
-    raise ConfigError(_unknown_weights(name, pretrained, tags))
+    checkpoint = read_checkpoint(weights)
+    plan = _Plan(name, name, checkpoint=checkpoint)
+    return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
+
+
+def _tags(name: str) -> dict[str, dict[str, Any]]:
+    return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
 
 
 def _plan_from_source(backbone: str, pretrained: str | None) -> _Plan:
     """A backbone that says itself where its configuration, and by default its weights, lie."""
-    source = f"{_LOCAL}{_TINY_CLIP_FOLDER}" if backbone == TINY_CLIP else backbone
-    if source.startswith(_LOCAL):
-        config_file = Path(source.removeprefix(_LOCAL)) / "open_clip_config.json"
-        if not _is_file(config_file):
-            raise ConfigError(f"backbone {backbone}: {config_file} is missing; expected a model folder of open_clip")
-    if pretrained is None and source.startswith(_LOCAL):
-        pretrained = str(_weights_in(Path(source.removeprefix(_LOCAL))))
+    source = f"{LOCAL}{_TINY_CLIP_FOLDER}" if backbone == TINY_CLIP else backbone
+    if pretrained is None and source.startswith(LOCAL):
+        pretrained = str(_weights_in(Path(source.removeprefix(LOCAL))))
+    if source.startswith(HUB):
+        require_repository(source, with_weights=pretrained is None)
     if pretrained is None:
         return _Plan(backbone, source)
-    if not _is_file(pretrained):
-        raise ConfigError(
-            f"backbone {backbone} has its own weights; {pretrained!r} is no local checkpoint file to take instead, "
-            "and tags go with open_clip's model names"
-        )
     checkpoint = read_checkpoint(pretrained)
     plan = _Plan(backbone, source, checkpoint=checkpoint)
     return _with_quick_gelu(plan, needed=checkpoint.quick_gelu)
@@ -149,13 +133,13 @@ def _weights_in(folder: Path) -> Path:
 def _with_quick_gelu(plan: _Plan, *, needed: bool) -> _Plan:
     if not needed or _config(plan).get("quick_gelu", False):
         return plan
-    quick = plan.source + _QUICK
+    quick = plan.source + QUICK
     if plan.checkpoint is None:
-        _log.info("weights %s were trained with QuickGELU: loading %s%s", plan.tag, plan.backbone, _QUICK)
+        _log.info("weights %s were trained with QuickGELU: loading %s%s", plan.tag, plan.backbone, QUICK)
     else:
         warnings.warn(
             f"weights {plan.checkpoint.path} were trained with QuickGELU ({plan.checkpoint.reason}): "
-            f"loading them as {plan.backbone}{_QUICK}, not {plan.backbone}",
+            f"loading them as {plan.backbone}{QUICK}, not {plan.backbone}",
             stacklevel=4,
         )
     if quick in open_clip.list_models():
@@ -175,11 +159,13 @@ def _create(plan: _Plan) -> tuple[torch.nn.Module, Callable[[Image.Image], torch
     else:
         options = {"require_pretrained": True}
     try:
-        with _quiet():
+        with _quiet(), _network(plan):
             model, _, transform = open_clip.create_model_and_transforms(
                 plan.source, plan.tag, precision="fp32", device="cpu", force_quick_gelu=plan.force_quick_gelu, **options
             )
     except Exception as error:  # a wrong configuration, the network, a missing package: open_clip raises all kinds
+        if isinstance(error, MemoryError):
+            raise memory_error(f"create {plan.backbone}") from error
         raise ConfigError(_why_not_created(plan, error)) from error
     return model, transform
 
@@ -191,10 +177,10 @@ def _why_not_created(plan: _Plan, error: Exception) -> str:
             f"weights {plan.tag!r} of {plan.source} could not be downloaded or loaded ({reason}): check the network, "
             "or fetch the file elsewhere and pass it with --pretrained FILE"
         )
-    if plan.source.startswith(_HUB):
+    if plan.source.startswith(HUB):
         return (
             f"{plan.backbone} could not be downloaded or loaded ({reason}): check the name and the network, or fetch "
-            f"the repository elsewhere and pass it as --backbone {_LOCAL}FOLDER"
+            f"the repository elsewhere and pass it as --backbone {LOCAL}FOLDER"
         )
     return f"the model {plan.backbone} could not be made ({reason}): check its configuration"
 
@@ -216,7 +202,7 @@ def _preprocessing_of_tags(plan: _Plan) -> dict[str, Any]:
         warnings.warn(
             f"the published weights of {plan.source} do not all prepare images alike, and a file does not say how its "
             "own do: taking open_clip's default; if that is wrong, put an open_clip_config.json with a preprocess_cfg "
-            f"beside the file and load it as {_LOCAL}FOLDER",
+            f"beside the file and load it as {LOCAL}FOLDER",
             stacklevel=5,
         )
         return {}
@@ -236,7 +222,7 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
 
 def _tokenizer(plan: _Plan) -> Callable[[Sequence[str]], torch.Tensor]:
     try:
-        with _quiet():
+        with _quiet(), _network(plan):
             tokenizer: Callable[[Sequence[str]], torch.Tensor] = open_clip.get_tokenizer(plan.source)
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
@@ -250,40 +236,20 @@ def _config(plan: _Plan) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(plan.source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration of {plan.backbone} cannot be read: {error}") from error
+        raise resource_error(error, f"read the configuration of {plan.backbone}") or ConfigError(
+            f"the configuration of {plan.backbone} cannot be read: {error}"
+        ) from error
     return config if isinstance(config, dict) else {}
 
 
-def _is_file(path: str | Path) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
-        return False
-
-
-def _unknown_weights(name: str, pretrained: str, tags: Sequence[str]) -> str:
-    looks_like_file = (
-        "/" in pretrained
-        or "\\" in pretrained
-        or Path(pretrained).suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}
-    )
-    if looks_like_file:
-        return f"checkpoint file {pretrained} does not exist"
-    plain = name.removesuffix(_QUICK)
-    if plain != name and pretrained.lower().replace("-", "_") in open_clip.list_pretrained_tags_by_model(plain):
-        return f"weights {pretrained!r} were trained without QuickGELU: use --backbone {plain}"
-    if not tags:
-        return f"backbone {name} has no published weights, so no tag {pretrained!r}: pass a local checkpoint file"
-    return f"backbone {name} has no weights {pretrained!r}, and no such file exists: {_close(pretrained, tags)}"
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    by_key = {candidate.lower().replace("-", "_"): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), by_key, n=4, cutoff=0.5)
-    if close:
-        return f"did you mean {', '.join(by_key[key] for key in close)}?"
-    return f"expected one of {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+@contextmanager
+def _network(plan: _Plan) -> Iterator[None]:
+    """Without a network take what is cached, and do not retry; asked only where something may have to be fetched."""
+    with ExitStack() as stack:
+        text = _config(plan).get("text_cfg", {})
+        if plan.tag is not None or plan.source.startswith(HUB) or any(key.startswith("hf_") for key in text):
+            stack.enter_context(cached_only_if_offline())
+        yield
 
 
 @contextmanager

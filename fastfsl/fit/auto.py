@@ -2,24 +2,24 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 
+from fastfsl.arrays import as_array, check_logit_scale, numbers
 from fastfsl.data.scoring import calibration_error
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.heads import GDA, FromLogits, Head, LPPlusPlus, ProKeR
+from fastfsl.heads import GDA, ClassEmbeddings, FromLogits, Head, LPPlusPlus, ProKeR, also_named
 from fastfsl.heads.blending import fit_weights
 from fastfsl.heads.form import Array
-from fastfsl.heads.support import Labels, check_support
+from fastfsl.heads.support import Labels, Support, check_support
 
 # Where nothing can be held out, the flow stands alone: the most accurate component at one shot, on both sets of
 # benchmarks/results/compare_*.json.
@@ -63,7 +63,7 @@ class AutoSelection:
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class Auto(FromLogits):
     """The sum of calibrated logits of GDA, ProKeR, LP++ and a flow, each in turn zero-shot plus what it has learned.
 
         logits = Σ_j w_j · logits_j / T.
@@ -78,11 +78,13 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         logit_scale: scale of the zero-shot cosines; None means 100.
         seed: seed of everything random.
         device: torch device of the flow, or `auto`.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Attributes:
         components_: the fitted components by name.
         selection_: weights, temperature and threshold with the evidence (`AutoSelection`).
-        classes_: 0 .. C-1.
+        classes_: the classes, ascending; see `fit`.
+        n_features_in_: width of the features.
         held_out_: probabilities and labels behind `selection_`'s figures; None at one shot. A restored one has none.
         train_seconds_: wall-clock time of `fit`.
 
@@ -97,28 +99,35 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         logit_scale: float | None = None,
         seed: int = 0,
         device: str = "cpu",
+        class_embeddings: ClassEmbeddings = None,
     ) -> None:
         self.components = components
         self.target_precision = target_precision
         self.logit_scale = logit_scale
         self.seed = seed
         self.device = device
+        self.class_embeddings = class_embeddings
 
+    @also_named(features="X", labels="y")
     def fit(
         self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        class_embeddings: ArrayLike,
+        X: ArrayLike,
+        y: ArrayLike,
+        class_embeddings: ClassEmbeddings = None,
         *,
+        class_names: Sequence[Any] | None = None,
         plain_features: ArrayLike | None = None,
         on_stage: StageCallback | None = None,
     ) -> Self:
         """Fit the components, then weigh and calibrate them on what each had held out.
 
         Args:
-            features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
-            labels: class indices, (n,), rows of `class_embeddings`; every class has a sample.
-            class_embeddings: text features, (C, d); any length.
+            X: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
+            y: labels, (n,): texts, numbers or bools. Whole numbers in 0 .. C-1 are indices of rows of
+                `class_embeddings`; of other labels the rows follow the distinct ones in ascending order.
+            class_embeddings: text features, (C, d), any length, or a vector by class; by default the constructor's.
+                Without any the support alone decides.
+            class_names: the class of each row, where neither rule is meant. A class that is named may have no sample.
             plain_features: features of the same images as they will be classified (not augmented), (n, d).
             on_stage: called with (name of the stage, units done, units in all).
 
@@ -127,13 +136,16 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
         Raises:
             ShapeError: if the shapes do not fit together.
-            DataError: if a value is not finite, a row is zero, a label names no class, a class has no sample, or a
-                threshold is asked for where nothing can be held out.
+            DataError: if a value is not finite, a row is zero, labels and rows cannot be matched, a class has no
+                sample, or a threshold is asked for where nothing can be held out.
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
         self.components_ = self._unfitted()
-        support = check_support(features, labels, class_embeddings, plain_features)
+        check_logit_scale(self.logit_scale)
+        texts = self.class_embeddings if class_embeddings is None else class_embeddings
+        support = check_support(X, y, texts, plain_features, class_names)
+        self._keep_columns(X, reset=True)
         held_out: dict[str, Array] = {}
         for index, (name, component) in enumerate(self.components_.items()):
             if isinstance(component, Head):
@@ -141,9 +153,15 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                     on_stage("heads", index, sum(other in _HEADS for other in self.components))
                 logits = component.fit_support(support).selection_.held_out
             else:
-                component.fit(features, labels, class_embeddings, plain_features=plain_features, on_stage=on_stage)
-                rows = component.selection_.held_out
-                logits = None if rows is None else rows[support.order].astype(np.float64)
+                component.fit(
+                    as_array(X, "features"),
+                    support.given.labels,
+                    support.given.class_embeddings,
+                    class_names=range(support.num_classes),
+                    plain_features=plain_features,
+                    on_stage=on_stage,
+                )
+                logits = _in_order(component.selection_.held_out, support)
             if logits is not None:
                 held_out[name] = logits
             elif self.target_precision is not None:  # told before the flow is trained
@@ -151,18 +169,23 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
                     "expected two samples or more in most classes to choose a threshold for target_precision on, got "
                     "one: leave target_precision out, or add images"
                 )
-        self.classes_ = np.arange(support.num_classes)
         self.selection_ = self._weigh(held_out, support.labels)
         self.components_ = {name: self.components_[name] for name in self.selection_.weights}
+        self.n_features_in_ = support.features.shape[1]
+        self.classes_ = support.given.names
         self.train_seconds_ = time.perf_counter() - start
         return self
 
-    def decision_function(self, features: ArrayLike) -> Array:
+    @also_named(features="X")
+    def logits(self, X: ArrayLike) -> Array:
         """Logits, (n, C), calibrated: their softmax is what the classifier believes."""
-        if not hasattr(self, "selection_"):
-            raise ConfigError("this Auto is not fitted: call fit first")
+        self._check_fitted()
+        rows = numbers(X, "features")
+        if rows.ndim == 2:
+            self._check_width(rows.shape[1])
+        self._keep_columns(X, reset=False)
         weighted = [
-            weight * self.components_[name].decision_function(features).astype(np.float64)
+            weight * self.components_[name].logits(rows).astype(np.float64)
             for name, weight in self.selection_.weights.items()
         ]
         total: Array = np.sum(weighted, axis=0) / self.selection_.temperature
@@ -179,11 +202,12 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The components' arrays, each under the component's name."""
-        return {
+        arrays = {
             f"{name}/{key}": array
             for name, component in self.components_.items()
             for key, array in component.state().items()
         }
+        return arrays | self._class_state()
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
         """Make the estimator fitted again from `state()` and `selection_record()`.
@@ -201,7 +225,8 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             for name, component in self.components_.items():
                 own = {key.removeprefix(f"{name}/"): state[key] for key in state if key.startswith(f"{name}/")}
                 component.restore(own, selection.components[name])
-                self.classes_ = component.classes_
+                self.n_features_in_ = component.n_features_in_
+            self._restore_classes(state, len(component.classes_))
         except (KeyError, TypeError) as error:
             raise DataError(f"expected a run of {', '.join(self.components)}, got another: train it again") from error
         self.selection_ = selection
@@ -255,6 +280,15 @@ class Auto(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     def _one_shot_weights(self) -> dict[str, float]:
         weights = {name: weight for name, weight in ONE_SHOT_WEIGHTS.items() if name in self.components_}
         return weights or dict.fromkeys(self.components_, 1.0 / len(self.components_))
+
+
+def _in_order(rows: NDArray[np.float32] | None, support: Support) -> Array | None:
+    """The flow's held-out logits in the support's order; NaN for samples that stand in for a class without any."""
+    if rows is None:
+        return None
+    given = np.full((len(support.order), support.num_classes), np.nan)
+    given[: len(rows)] = rows
+    return given[support.order]
 
 
 def _share(parts: Array, labels: Labels) -> Array:

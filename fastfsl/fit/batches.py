@@ -35,7 +35,7 @@ _MAX_THREADS = 8
 
 
 class Batches(Protocol):
-    """A training set in batches. The last one of an epoch may be smaller."""
+    """A training set in batches. The last one of an epoch may be smaller, or left out (`num_batches`)."""
 
     @property
     def num_samples(self) -> int:
@@ -60,10 +60,23 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def num_batches(num_samples: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches of one pass over the samples.
+
+    Args:
+        num_samples: n.
+        batch_size: samples a batch.
+        drop_last: whether a last, smaller batch is left out; the only one never is.
+    """
+    return max(1, num_samples // batch_size) if drop_last else math.ceil(num_samples / batch_size)
+
+
 class _Shuffled:
     """Labels, batch size and the order of an epoch."""
 
-    def __init__(self, labels: ArrayLike | Tensor, num_samples: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, labels: ArrayLike | Tensor, num_samples: int, batch_size: int, seed: int, *, drop_last: bool
+    ) -> None:
         self._labels = torch.as_tensor(labels, dtype=torch.int64)
         if self._labels.shape != (num_samples,) or num_samples == 0:
             raise ShapeError(
@@ -73,6 +86,7 @@ class _Shuffled:
             raise ConfigError(f"expected batch_size >= 1, got {batch_size}")
         self._batch_size = batch_size
         self._seed = seed
+        self._drop_last = drop_last
 
     @property
     def num_samples(self) -> int:
@@ -80,7 +94,7 @@ class _Shuffled:
 
     @property
     def batches_per_epoch(self) -> int:
-        return math.ceil(self.num_samples / self._batch_size)
+        return num_batches(self.num_samples, self._batch_size, drop_last=self._drop_last)
 
     def _generator(self, purpose: str, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(purpose, self._seed, epoch))
@@ -89,7 +103,7 @@ class _Shuffled:
         """By batch the samples of the share, one at least, and those of the whole batch."""
         order = torch.randperm(self.num_samples, generator=self._generator("order", epoch))
         shares = []
-        for batch in order.split(self._batch_size)[first:]:
+        for batch in order.split(self._batch_size)[first : self.batches_per_epoch]:
             share = processes.share(len(batch))
             shares.append((batch[share.start : max(share.stop, share.start + 1)], batch))
         return shares
@@ -104,6 +118,7 @@ class FeatureBatches(_Shuffled):
         num_views: views V of a sample in one batch, all different; at most V'.
         batch_size: samples a batch.
         seed: seed of the order and of the views drawn.
+        drop_last: whether the last, smaller batch of an epoch is left out (`num_batches`).
     """
 
     def __init__(
@@ -114,11 +129,12 @@ class FeatureBatches(_Shuffled):
         num_views: int = 1,
         batch_size: int,
         seed: int,
+        drop_last: bool = False,
     ) -> None:
         self._features = torch.as_tensor(features)
         if self._features.ndim != 3:
             raise ShapeError(f"expected features (n, V, d), got {tuple(self._features.shape)}")
-        super().__init__(labels, len(self._features), batch_size, seed)
+        super().__init__(labels, len(self._features), batch_size, seed, drop_last=drop_last)
         if not 1 <= num_views <= self._features.shape[1]:
             raise ConfigError(f"expected num_views in 1..{self._features.shape[1]}, the views given, got {num_views}")
         self._num_views = num_views
@@ -144,6 +160,7 @@ class ImageBatches(_Shuffled):
         num_views: views V of a sample in one batch.
         batch_size: samples a batch.
         seed: seed of the order and of the views.
+        drop_last: whether the last, smaller batch of an epoch is left out (`num_batches`).
         max_decoded_bytes: decoded images are kept in memory up to this; the others are decoded again every epoch.
     """
 
@@ -157,9 +174,10 @@ class ImageBatches(_Shuffled):
         num_views: int = 1,
         batch_size: int,
         seed: int,
+        drop_last: bool = False,
         max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> None:
-        super().__init__(labels, len(paths), batch_size, seed)
+        super().__init__(labels, len(paths), batch_size, seed, drop_last=drop_last)
         if num_views < 1:
             raise ConfigError(f"expected num_views >= 1, got {num_views}")
         self._paths = [Path(path) for path in paths]

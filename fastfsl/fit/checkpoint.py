@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastfsl.errors import ConfigError
+from fastfsl.errors import ConfigError, ResourceError, resource_error
 from fastfsl.files import staged_file
+from fastfsl.leftovers import sweep_leftovers
 
 _FILE = "checkpoint.safetensors"
 _FORMAT = "fastfsl-checkpoint-1"
@@ -76,6 +77,9 @@ class Checkpoint:
         Args:
             expected: tensors that must be in it, with these shapes and dtypes.
             silent: another process tells why a state is not taken up.
+
+        Raises:
+            ResourceError: the machine cannot read it at the moment; it may be good.
         """
         self._written = time.monotonic()
         path = self.folder / _FILE
@@ -84,9 +88,13 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
+            path.open("rb").close()  # safetensors calls a file missing that it cannot open, whatever the reason
             state, fingerprint = _read(path)
             reason = _difference(fingerprint, self.fingerprint) or _misfit(state.tensors, expected)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            fault = resource_error(error, f"read {path}")  # starting over would cost a good state
+            if fault is not None:
+                raise fault from error
             reason = f"is damaged ({error})"
         if not reason:
             return state
@@ -109,13 +117,14 @@ class Checkpoint:
         try:
             with staged_file(self.folder / _FILE) as staging:
                 save_file(tensors, staging, metadata={"header": text, "sha256": _checksum(text, tensors)})
-        except (ConfigError, SafetensorError) as error:
+        except (ConfigError, ResourceError, SafetensorError) as error:
             self._writable = False
             self.on_message(f"no checkpoint can be written ({error}): a stopped training will start over")
         self._written = time.monotonic()
 
     def _remove_partial_files(self) -> None:
-        """What a process killed while it wrote has left."""
+        """What a process killed while it wrote has left; as a file, that of an older version."""
+        sweep_leftovers(self.folder)
         for path in self.folder.glob(f".{_FILE}.partial-*"):
             with suppress(OSError):
                 path.unlink()

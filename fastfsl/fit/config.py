@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from fastfsl.data import ClassSelection
-from fastfsl.errors import ConfigError
-from fastfsl.fit.estimator import Estimator
+from fastfsl.data import ClassSelection, Columns, FeatureDataset, ImageDataset, load_dataset, select_classes
+from fastfsl.errors import ConfigError, resource_error
 from fastfsl.fit.methods import (
     DEFAULT_METHOD,
     Method,
@@ -19,7 +18,10 @@ from fastfsl.fit.methods import (
     make_estimator,
     make_source,
 )
-from fastfsl.fit.source import Source
+
+if TYPE_CHECKING:  # either would import torch, and a wrong option is to be told before that
+    from fastfsl.fit.estimator import Estimator
+    from fastfsl.fit.source import Source
 
 # numpy's and scikit-learn's random states take 32 bits.
 _MAX_SEED = 2**32 - 1
@@ -30,7 +32,8 @@ class TrainConfig(BaseModel):
 
     Attributes:
         method: a key of `METHODS`, of `SOURCES`, or a source and an estimator on its features (`mps+fma`).
-        shots: images a class, drawn by `seed`; None takes all of the train split.
+        shots: most images per class, drawn by `seed`; None takes all of the train split.
+        exact_shots: refuse classes with fewer images than `shots`.
         seed: seed of the episode, the augmented views and the training.
         classes: `all`, `base` (the first half of the classes, rounded up) or `new` (the rest).
         backbone: open_clip architecture, `local-dir:PATH`, `hf-hub:NAME`, or `tiny-clip`.
@@ -38,7 +41,11 @@ class TrainConfig(BaseModel):
         templates: a preset's name, one template or several, each with `{}` for the class name.
         num_views: augmented views of each support image whose features are cached.
         augmentation: options of `fastfsl.encoders.Augmentation`.
-        image_root: folder that a split file's paths are relative to.
+        image_root: folder that the paths of a split file or table are relative to.
+        path_column: of a table, the column of the image files; None guesses it, as the next two.
+        label_column: of a table, the column of the classes.
+        split_column: of a table, the column that says train, val or test.
+        strict: refuse data of which files would be skipped that may have been meant.
         device: `auto`, `cpu` or `cuda`.
         params: the estimator's own parameters, by name: those of the method's preset and those that were given.
         source_params: the source's, likewise.
@@ -48,6 +55,7 @@ class TrainConfig(BaseModel):
 
     method: str = DEFAULT_METHOD
     shots: int | None = Field(default=None, ge=1)
+    exact_shots: bool = False
     seed: int = Field(default=0, ge=0, le=_MAX_SEED)
     classes: ClassSelection = "all"
     backbone: str = "ViT-B-16"
@@ -56,15 +64,27 @@ class TrainConfig(BaseModel):
     num_views: int = Field(default=8, ge=1)
     augmentation: dict[str, Any] = Field(default_factory=dict)
     image_root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    strict: bool = False
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     params: dict[str, Any] = Field(default_factory=dict)
     source_params: dict[str, Any] = Field(default_factory=dict)
 
-    def source(self) -> Source | None:
+    def dataset(self, data: Path) -> ImageDataset | FeatureDataset:
+        """The data set at a path, read as configured, with the classes that are to be learnt.
+
+        Errors as for `fastfsl.data.load_dataset` and `select_classes`.
+        """
+        columns = Columns(self.path_column, self.label_column, self.split_column)
+        return select_classes(load_dataset(data, self.image_root, columns), self.classes)
+
+    def source(self) -> "Source | None":
         """The method's untrained source; None where it has none."""
         return make_source(self.method, self.source_params, seed=self.seed)
 
-    def estimator(self, *, logit_scale: float) -> Estimator:
+    def estimator(self, *, logit_scale: float) -> "Estimator":
         """The method's unfitted estimator."""
         return make_estimator(self.method, self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
 
@@ -122,6 +142,20 @@ def method_params(
     )
 
 
+def check_params(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`method_params`, with every mistake told as one of ours.
+
+    Raises:
+        ConfigError: there is no such method or parameter, or a value is of another type.
+    """
+    try:
+        return method_params(name, given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
+        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+
+
 def _shared_out(given: Mapping[str, Any], source: Method, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the source and of the estimator: by section, and else by whose they can only be."""
     for_source: dict[str, Any] = {}
@@ -167,9 +201,11 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise resource_error(error, f"read {path}") or ConfigError(
+            f"cannot read the configuration {path}: {error}"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

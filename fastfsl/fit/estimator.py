@@ -1,10 +1,11 @@
 """What every method is: an estimator on arrays, with scikit-learn's habits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from fastfsl.heads.classes import ClassEmbeddings
 
 # Called with (name of the stage, units done, units in all).
 StageCallback = Callable[[str, int, int], None]
@@ -14,46 +15,53 @@ class Estimator(Protocol):
     """The contract that training, comparison, runs and export rely on.
 
     Attributes:
-        classes_: 0 .. C-1.
+        classes_: the classes, ascending.
         train_seconds_: wall-clock time of `fit`.
     """
 
-    classes_: NDArray[np.int64]
+    classes_: NDArray[Any]
     train_seconds_: float
 
     def fit(
         self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        class_embeddings: ArrayLike,
+        X: ArrayLike,
+        y: ArrayLike,
+        class_embeddings: ClassEmbeddings = None,
         *,
+        class_names: Sequence[Any] | None = None,
         plain_features: ArrayLike | None = None,
         on_stage: StageCallback | None = None,
     ) -> Self:
         """Fit on a support set; choose what is to be chosen on it alone.
 
         Args:
-            features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
-            labels: class indices, (n,), rows of `class_embeddings`.
-            class_embeddings: text features, (C, d); any length.
+            X: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
+            y: labels, (n,): texts, numbers or bools. Whole numbers in 0 .. C-1 are indices of rows of
+                `class_embeddings`; of other labels the rows follow the distinct ones in ascending order.
+            class_embeddings: text features, (C, d), any length, or a vector by class.
+            class_names: the class of each row, where neither rule is meant.
             plain_features: features of the same images as they will be classified (not augmented), (n, d).
             on_stage: hears of progress.
         """
         ...
 
-    def decision_function(self, features: ArrayLike) -> NDArray[Any]:
+    def logits(self, X: ArrayLike) -> NDArray[Any]:
         """Logits, (n, C)."""
         ...
 
-    def predict_proba(self, features: ArrayLike) -> NDArray[Any]:
+    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
+        """Logits, (n, C); of two classes their difference, (n,)."""
+        ...
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
         """Class probabilities, (n, C)."""
         ...
 
-    def predict(self, features: ArrayLike) -> NDArray[np.int64]:
-        """Class indices, (n,)."""
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The most probable of `classes_`, (n,)."""
         ...
 
-    def score(self, features: ArrayLike, labels: ArrayLike) -> float:
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy, fraction."""
         ...
 

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ClassSelection, FeatureDataset, ImageDataset, load_dataset, select_classes
+from fastfsl.data import (
+    ClassSelection,
+    Columns,
+    FeatureDataset,
+    ImageDataset,
+    ImageSample,
+    load_dataset,
+    select_classes,
+)
+from fastfsl.data.baselines import Predicted, text_accuracy
 from fastfsl.data.scoring import Evaluation, features_to_score, images_to_score, score
-from fastfsl.encoders import Encoder, load_encoder
+from fastfsl.encoders import Encoder, class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError, DataError
 from fastfsl.fit.mps import MPS
 from fastfsl.fit.run import Run
@@ -26,12 +35,16 @@ class Samples:
         labels: positions among the classifier's class names, (n,).
         num_unreadable: images that could not be decoded, not among them.
         num_excluded: images of a flat folder left out because they were the support.
+        files: what became of every file; None for features.
+        paths: of the images; empty for features.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     num_unreadable: int = 0
     num_excluded: int = 0
+    files: dict[str, Any] | None = None
+    paths: tuple[Path, ...] = ()
 
     def score(
         self,
@@ -49,6 +62,7 @@ class Samples:
             threshold=threshold,
             num_unreadable=self.num_unreadable,
             num_excluded=self.num_excluded,
+            files=self.files,
         )
 
 
@@ -60,10 +74,13 @@ def evaluate_run(
     classes: ClassSelection = "all",
     device: str = "auto",
     image_root: Path | None = None,
+    columns: Columns | None = None,
+    strict: bool = False,
     alpha: float | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
-    on_predicted: Callable[[NDArray[Any], NDArray[np.int64]], None] | None = None,
+    dataset: ImageDataset | FeatureDataset | None = None,
+    on_predicted: Callable[[Predicted], None] | None = None,
 ) -> Evaluation:
     """Score a run on a split, or on those of its samples that are of base or of new classes.
 
@@ -73,34 +90,67 @@ def evaluate_run(
         split: `train`, `val` or `test`.
         classes: which classes of the data.
         device: device of the encoder.
-        image_root: folder that a split file's paths are relative to.
+        image_root: folder that the paths of a split file or table are relative to.
+        columns: names of a table's columns.
+        strict: refuse data of which files would be skipped that may have been meant.
         alpha: another weight of the tuned branch in a blend than that of the training.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
-        on_predicted: hears the probabilities (n, C) and the labels (n,) behind the score.
+        dataset: what `data` holds of these classes, if it was read already.
+        on_predicted: hears what the score is made of.
 
     Raises:
         ConfigError: if `alpha` is given and the run's encoder is no blend, or it is out of range.
         DataError: if the data are of another kind than the run's or have a class it does not know.
         BundleError: if the run's encoder can no longer be found as it was.
     """
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    if dataset is None:
+        dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if alpha is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("alpha weighs the branches of the encoder, and features have left it: give it images")
-    names = run.record.class_names
+    names, hears = run.record.class_names, reporter or SilentReporter()
     samples = samples_to_score(
         run,
         dataset,
         names,
         split,
         lambda: run_encoder(run, device=device, alpha=alpha),
-        reporter or SilentReporter(),
+        hears,
         cache_dir,
+        strict=strict,
     )
     probabilities = run.probabilities(samples.features, lambda: base_encoder(run, device=device))
     if on_predicted is not None:
-        on_predicted(probabilities, samples.labels)
+        zero_shot = _zero_shot_accuracy(run, dataset, samples, device, hears, cache_dir)
+        on_predicted(Predicted(names, probabilities, samples.labels, samples.paths, zero_shot))
     return samples.score(probabilities.argmax(axis=1), names, probabilities, run.threshold)
+
+
+def _zero_shot_accuracy(
+    run: Run,
+    dataset: ImageDataset | FeatureDataset,
+    samples: Samples,
+    device: str,
+    reporter: Reporter,
+    cache_dir: Path | None,
+) -> float | None:
+    """Accuracy of the class texts alone on the same samples; None where they are not at hand."""
+    texts, features = run.texts, samples.features
+    if isinstance(dataset, FeatureDataset):
+        if texts is None and list(dataset.class_names) == list(run.record.class_names):
+            texts = dataset.class_embeddings
+    elif texts is None or run.source is not None:  # a run of an older version, or features of a tuned encoder
+        encoder = base_encoder(run, device=device)
+        texts = class_embeddings(encoder, run.record.class_names, run.record.config.templates)
+        if run.source is not None:
+            images = tuple(map(ImageSample, samples.paths, samples.labels.tolist()))
+            features = encode_plain(
+                encoder,
+                images,
+                cache_dir=cache_dir,
+                progress=lambda done, total: reporter.stage("encoding for zero-shot", done, total),
+            )
+    return None if texts is None else text_accuracy(features, texts, samples.labels)
 
 
 def samples_to_score(
@@ -111,6 +161,8 @@ def samples_to_score(
     encoder: Callable[[], Encoder],
     reporter: Reporter,
     cache_dir: Path | None = None,
+    *,
+    strict: bool = False,
 ) -> Samples:
     """A split's features, labelled by `class_names`.
 
@@ -122,6 +174,7 @@ def samples_to_score(
         encoder: loads the run's encoder; called for images, once all else is known to be right.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
+        strict: refuse data of which files would be skipped that may have been meant.
 
     Raises:
         DataError: if the data have a class that is not among them, the split is missing or nothing is left to score.
@@ -129,7 +182,7 @@ def samples_to_score(
     """
     if isinstance(dataset, FeatureDataset):
         return Samples(*features_to_score(dataset, split, class_names, run.record.embed_dim))
-    images = images_to_score(dataset, split, class_names, set(run.record.support_digests), reporter.warn)
+    images = images_to_score(dataset, split, class_names, set(run.record.support_digests), reporter.warn, strict=strict)
     features = encode_plain(
         encoder(),
         images.samples,
@@ -137,7 +190,8 @@ def samples_to_score(
         progress=lambda done, total: reporter.stage("encoding", done, total),
     )
     labels = np.array([sample.label for sample in images.samples], dtype=np.int64)
-    return Samples(features, labels, images.num_unreadable, images.num_excluded)
+    paths = tuple(sample.path for sample in images.samples)
+    return Samples(features, labels, images.num_unreadable, images.num_excluded, images.files, paths)
 
 
 def run_encoder(run: Run, *, device: str = "cpu", alpha: float | None = None) -> Encoder:

@@ -25,6 +25,7 @@ MIN_EPOCHS = 5
 
 EpochCallback = Callable[[int, int], None]
 Precision = Literal["fp32", "bf16", "auto"]
+Warmup = Literal["linear", "released"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class FlowRecipe:
         learning_rate: AdamW's peak rate, after `warmup_epochs` of linear warm-up, then cosine to 0.
         weight_decay: AdamW's.
         warmup_epochs: length of the warm-up.
+        warmup: `linear`, up to the rate (`warmup_cosine`), or the `released` code's, which stops short of it
+            (`released_warmup_cosine`).
         noise: augmentation of the path (see `LinearPath`).
         noise_scale: its scale.
         times_per_batch: distinct times in a batch, stratified over [0, 1] and shared among its samples, so that the
@@ -62,6 +65,7 @@ class FlowRecipe:
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup_epochs: int = 1
+    warmup: Warmup = "linear"
     noise: Noise = "none"
     noise_scale: float = 1.0
     times_per_batch: int | None = None
@@ -78,6 +82,8 @@ class FlowRecipe:
             raise ConfigError(f"expected num_blocks <= {MAX_BLOCKS}, got {self.num_blocks}: the paper takes 6")
         if not 0 <= self.warmup_epochs <= (MIN_EPOCHS if self.epochs is None else self.epochs):
             raise ConfigError(f"expected 0 <= warmup_epochs <= epochs, got {self.warmup_epochs} and {self.epochs}")
+        if self.warmup not in ("linear", "released"):
+            raise ConfigError(f"expected warmup 'linear' or 'released', got {self.warmup!r}")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise ConfigError(
                 f"expected learning_rate > 0 and weight_decay >= 0, got {self.learning_rate}, {self.weight_decay}"
@@ -141,8 +147,9 @@ def train_velocity_field(
         )
         batches_per_epoch = math.ceil(num_samples / recipe.batch_size)
         epochs = recipe.num_epochs(num_samples)
+        factor = warmup_cosine if recipe.warmup == "linear" else released_warmup_cosine
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, warmup_cosine(recipe.warmup_epochs * batches_per_epoch, epochs * batches_per_epoch)
+            optimizer, factor(recipe.warmup_epochs * batches_per_epoch, epochs * batches_per_epoch)
         )
         for epoch in range(epochs):
             view = torch.randint(num_views, (num_samples,), device=device)
@@ -207,5 +214,28 @@ def warmup_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]
             return (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
+
+
+def released_warmup_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate by step, as in the released code: 1, then k/W for 0 < k < W, then half a cosine.
+
+    The rate is set after each update, so that the first one is made at the full rate; and the cosine goes on from the
+    last rate of the warm-up, so that its peak is (W - 1)/W of the rate for W steps of warm-up.
+
+    Source: FMA (arXiv 2510.14543), released training loop.
+    """
+    peak = (warmup_steps - 1) / warmup_steps if warmup_steps > 1 else 1.0
+
+    def factor(step: int) -> float:
+        if step == 0:
+            return 1.0
+        if step < warmup_steps:
+            return step / warmup_steps
+        # Its first step down is taken at the end of the warm-up; without one, after the first update.
+        done = step - max(0, warmup_steps - 1)
+        progress = done / max(1, total_steps - warmup_steps)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
     return factor

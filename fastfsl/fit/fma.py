@@ -1,21 +1,20 @@
 """Flow Matching Alignment as an estimator on arrays, with scikit-learn's habits."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from fastfsl.arrays import check_labels, check_width, unit_rows, unit_views
+from fastfsl.arrays import check_logit_scale, check_width, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
-from fastfsl.fit.flow_training import FlowRecipe, Precision, train_velocity_field
+from fastfsl.fit.flow_training import FlowRecipe, Precision, Warmup, train_velocity_field
 from fastfsl.fit.prototypes import assign_prototypes
 from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
 from fastfsl.flow.early_exit import check_exits, euler_early_exit
@@ -25,7 +24,7 @@ from fastfsl.flow.readout import check_read_steps, normalize, read_out
 from fastfsl.flow.solver import Solver, check_solver, check_steps, solver_states
 from fastfsl.flow.targets import target_shift
 from fastfsl.flow.velocity_field import VelocityField
-from fastfsl.heads import FromLogits
+from fastfsl.heads import ClassEmbeddings, FromLogits, also_named, match_classes, unit_class_means
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
@@ -34,7 +33,7 @@ MAX_STEPS = 1000
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
 
 
-class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class FlowMatchingAlignment(FromLogits):
     """FMA: a velocity field moves image features toward the text feature of their class in a few Euler steps.
 
     The defaults are not the published recipe, which `FlowRecipe` has as its own: targets blend text and support, a
@@ -49,7 +48,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         batch_size: samples an update.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
-        warmup_epochs: linear warm-up, before the cosine.
+        warmup_epochs: warm-up, before the cosine.
+        warmup: `linear`, or as in the `released` code (see `FlowRecipe`).
         noise: path augmentation, `none`, `bridge` (the paper's) or `interpolant` (the released code's).
         noise_scale: its scale.
         times_per_batch: distinct times in a batch, shared among its samples; None draws one for each.
@@ -70,6 +70,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         logit_scale: factor on the cosine similarities; None means 100.
         seed: seed of everything random.
         device: torch device to train and to predict on, or `auto`.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Attributes:
         num_steps_: the step count in use.
@@ -80,7 +81,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), or
             (C, K, d) with K prototypes a class, float32.
         target_shift_: what takes the text of another class to its target (`targets_of`), (d,).
-        classes_: 0 .. C-1.
+        classes_: the classes, ascending; see `fit`.
+        n_features_in_: d.
         train_seconds_: wall-clock time of `fit`.
 
     Source: FMA (arXiv 2510.14543).
@@ -98,6 +100,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
         warmup_epochs: int = 1,
+        warmup: Warmup = "linear",
         noise: Noise = "none",
         noise_scale: float = 1.0,
         times_per_batch: int | None = 16,
@@ -114,6 +117,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         logit_scale: float | None = None,
         seed: int = 0,
         device: str = "cpu",
+        class_embeddings: ClassEmbeddings = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.num_steps = num_steps
@@ -124,6 +128,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.warmup = warmup
         self.noise = noise
         self.noise_scale = noise_scale
         self.times_per_batch = times_per_batch
@@ -140,22 +145,28 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         self.logit_scale = logit_scale
         self.seed = seed
         self.device = device
+        self.class_embeddings = class_embeddings
 
+    @also_named(features="X", labels="y")
     def fit(
         self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        class_embeddings: ArrayLike | None,
+        X: ArrayLike,
+        y: ArrayLike,
+        class_embeddings: ClassEmbeddings = None,
         *,
+        class_names: Sequence[Any] | None = None,
         plain_features: ArrayLike | None = None,
         on_stage: StageCallback | None = None,
     ) -> Self:
         """Choose the step count on held-out support, then train on all of it.
 
         Args:
-            features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
-            labels: class indices, (n,), rows of `class_embeddings`.
-            class_embeddings: text features, (C, d); any length. None, with `text_samples` 0: there is no text.
+            X: image features, (n, d), or of V augmented views of each image, (n, V, d); any length.
+            y: labels, (n,): texts, numbers or bools. Whole numbers in 0 .. C-1 are indices of rows of
+                `class_embeddings`; of other labels the rows follow the distinct ones in ascending order.
+            class_embeddings: text features, (C, d), any length, or a vector by class; by default the constructor's.
+                Without any the support alone decides, as with `text_samples` 0.
+            class_names: the class of each row, where neither rule is meant. A class may have no sample.
             plain_features: features of the same images as they will be classified (not augmented), (n, d); they are
                 what the step count is chosen on. By default the mean over the views.
             on_stage: called with (name of the stage, epochs done, epochs in all).
@@ -165,23 +176,30 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
 
         Raises:
             ShapeError: if the shapes do not fit together.
-            DataError: if a value is not finite, a row is zero, a label names no class or no class has a sample.
+            DataError: if a value is not finite, a row is zero, or labels and rows cannot be matched.
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
         recipe = FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
         step_size = self._step_size()
+        check_logit_scale(self.logit_scale)
         device = resolve_device(self.device)
-        views = _on(device, unit_views(_off_torch(features), "features", np.float32))
-        if class_embeddings is None:
-            class_embeddings = self._in_place_of_texts(views, labels)
-        embeddings = _on(device, unit_rows(_off_torch(class_embeddings), "class_embeddings", np.float32))
-        targets = _on(device, check_labels(_off_torch(labels), len(views), len(embeddings)))
-        check_width(views.shape[2], embeddings.shape[1])
+        views = _on(device, unit_views(X, "features", np.float32))
+        texts = self.class_embeddings if class_embeddings is None else class_embeddings
+        classes = match_classes(y, len(views), texts, class_names)
+        targets = _on(device, classes.labels)
+        text_samples = 0.0 if classes.class_embeddings is None else self.text_samples
+        if classes.class_embeddings is None:
+            means = unit_class_means(views.mean(dim=1).cpu().numpy(), classes.labels, len(classes.names))
+            embeddings = _on(device, means.astype(np.float32))
+        else:
+            embeddings = _on(device, unit_rows(classes.class_embeddings, "class_embeddings", np.float32))
+            check_width(views.shape[2], embeddings.shape[1])
+        self._keep_columns(X, reset=True)
         if plain_features is None:
             plain = normalize(views.mean(dim=1))
         else:
-            plain = _on(device, unit_rows(_off_torch(plain_features), "plain_features", np.float32))
+            plain = _on(device, unit_rows(plain_features, "plain_features", np.float32))
         if plain.shape != (views.shape[0], views.shape[2]):
             raise ShapeError(f"expected plain_features {(views.shape[0], views.shape[2])}, got {tuple(plain.shape)}")
 
@@ -197,7 +215,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
                 max_steps=self.max_steps,
                 step_size=step_size,
                 solver=self.solver,
-                text_samples=self.text_samples,
+                text_samples=text_samples,
                 num_prototypes=self.num_prototypes,
                 logit_scale=self.logit_scale_,
                 num_folds=self.num_folds,
@@ -207,7 +225,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         else:
             selection = StepSelection(num_steps=self.num_steps, rule="fixed")
         prototypes = assign_prototypes(views, targets, self.num_prototypes, self.seed)
-        class_points = class_targets(views, targets, embeddings, self.text_samples, prototypes)
+        class_points = class_targets(views, targets, embeddings, text_samples, prototypes)
         field = train_velocity_field(
             views,
             targets,
@@ -219,9 +237,10 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
         )
         shift = torch.zeros_like(embeddings[0])
-        if self.text_samples is not None:
+        if text_samples is not None:
             shift = target_shift(normalize(views.mean(dim=1)), targets, embeddings)
         self._adopt(field, embeddings, class_points, shift, selection)
+        self.classes_ = classes.names
         self.train_seconds_ = time.perf_counter() - start
         return self
 
@@ -238,9 +257,10 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         """Features after `num_steps_` Euler steps, L2-normalised, (n, d)."""
         return self._to_numpy(normalize(self._states(features)[-1]))
 
-    def decision_function(self, features: ArrayLike) -> NDArray[np.float32]:
+    @also_named(features="X")
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits, (n, C): logit scale times cosine similarity of the transported features (`read_out`)."""
-        return self._to_numpy(self._logits(features))
+        return self._to_numpy(self._logits(X))
 
     @property
     def num_parameters_(self) -> int:
@@ -255,7 +275,8 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         """The fitted arrays by name: what `restore` needs beside the parameters and the selection."""
         tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
         tensors |= {name: getattr(self, f"{name}_") for name in _CLASS_TENSORS}
-        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        return arrays | self._class_state()
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
         """Make the estimator fitted again from `state()` and `selection_record()`.
@@ -285,6 +306,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         device = resolve_device(self.device)
         field = field.to(device).eval().requires_grad_(False)
         self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), selection)
+        self._restore_classes(state, len(points))
         return self
 
     def _adopt(
@@ -296,13 +318,7 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
         self.num_steps_ = selection.num_steps
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
         self.read_steps_ = self.read_steps or (selection.num_steps,)
-        self.classes_ = np.arange(len(points))
-
-    def _in_place_of_texts(self, views: Tensor, labels: ArrayLike) -> ArrayLike:
-        """Any rows will do: the support alone decides where the flow goes."""
-        if self.text_samples != 0:
-            raise ConfigError(f"expected class_embeddings, or text_samples 0 to do without, got {self.text_samples}")
-        return np.ones((int(np.max(np.asarray(labels), initial=0)) + 1, views.shape[2]), np.float32)
+        self.n_features_in_ = embeddings.shape[1]
 
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:
@@ -334,8 +350,6 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
             )
         if self.text_samples is not None and not self.text_samples >= 0:
             raise ConfigError(f"expected text_samples >= 0, or none for the text alone, got {self.text_samples}")
-        if not (np.isfinite(self.logit_scale_) and self.logit_scale_ > 0):
-            raise ConfigError(f"expected a positive logit_scale, got {self.logit_scale}")
         return 1.0 / self.max_steps
 
     def _exits(self) -> bool:
@@ -352,9 +366,11 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
 
     def _states(self, features: ArrayLike) -> list[Tensor]:
         """The states that are read out, each (n, d)."""
-        if not hasattr(self, "plan_"):
-            raise ConfigError("this FlowMatchingAlignment is not fitted: call fit first")
-        x_0 = _on(self.class_targets_.device, unit_rows(_off_torch(features), "features", np.float32))
+        self._check_fitted()
+        rows = unit_rows(features, "features", np.float32)
+        self._keep_columns(features, reset=False)
+        self._check_width(rows.shape[1])
+        x_0 = _on(self.class_targets_.device, rows)
         steps = (self.num_steps_, self.plan_.step_size)
         with torch.inference_mode():
             if self._exits():
@@ -381,8 +397,3 @@ class FlowMatchingAlignment(FromLogits, BaseEstimator):  # type: ignore[misc]  #
 
 def _on(device: torch.device, array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array).to(device)
-
-
-def _off_torch(values: ArrayLike) -> ArrayLike:
-    """A tensor, wherever it is, as an array; anything else as it is."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values

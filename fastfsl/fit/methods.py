@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastfsl.errors import ConfigError
+from fastfsl.fit.signatures import read_options
 
 if TYPE_CHECKING:
     from fastfsl.fit.estimator import Estimator
@@ -21,6 +22,9 @@ DEFAULT_METHOD = "auto"
 
 # Given by who makes an estimator, to those whose constructor takes them, and not among a method's own parameters.
 RESERVED = ("logit_scale", "seed", "device", "normalized")
+
+# A parameter of every estimator for scikit-learn's meta-estimators, and data: no option, and in no record.
+_DATA = "class_embeddings"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,17 @@ class Method:
         path: module and class, `module:Class`.
         summary: one line for the user, with the source.
         preset: parameters that the method pins; whoever names one of them wins over the preset.
+        before: parameters younger than the run's format, as they were before there was a choice: what a run that does
+            not record them was trained with.
+        knows_texts: its classifier is made of the classes' texts alone, so that a class can be added by name.
     """
 
     name: str
     path: str
     summary: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
+    knows_texts: bool = False
 
     @property
     def implementation(self) -> type[Any]:
@@ -47,15 +56,23 @@ class Method:
         return cls
 
     def parameters(self) -> dict[str, Any]:
-        """Types of its own parameters by name."""
-        cls = self.implementation
-        types = get_type_hints(cls.__init__)
-        return {name: types[name] for name in inspect.signature(cls).parameters if name not in RESERVED}
+        """Types of its own parameters by name; read from the source where that can be, for an import takes seconds."""
+        others = (*RESERVED, _DATA)
+        types = read_options(self.path, others)
+        if types is None:
+            cls = self.implementation
+            hints = get_type_hints(cls.__init__)
+            types = {name: hints[name] for name in inspect.signature(cls).parameters if name not in others}
+        return types
 
 
 _FMA = "fastfsl.fit.fma:FlowMatchingAlignment"
 
-# What both presets share. Both choose the step count on the support (the released code does on the test set).
+# What a run that does not record how it was trained was trained with.
+_FMA_BEFORE = {"warmup": "linear"}
+_SOURCE_BEFORE = {"schedule": "update", "final_rate": 0.0, "drop_last": False}
+
+# What all presets share. They choose the step count on the support (the released code does on the test set).
 _PUBLISHED = {
     "max_steps": 10,
     "epochs": 200,
@@ -84,7 +101,12 @@ METHODS: dict[str, Method] = {
             "fastfsl.fit.auto:Auto",
             "gda, proker, lp++ and fma together, weighted and calibrated on held-out support (arXiv 1706.04599)",
         ),
-        Method("zero-shot", "fastfsl.heads:ZeroShot", "cosines with the class texts (CLIP, arXiv 2103.00020)"),
+        Method(
+            "zero-shot",
+            "fastfsl.heads:ZeroShot",
+            "cosines with the class texts (CLIP, arXiv 2103.00020)",
+            knows_texts=True,
+        ),
         Method(
             "nearest-mean",
             "fastfsl.heads:NearestMean",
@@ -101,25 +123,49 @@ METHODS: dict[str, Method] = {
             "fastfsl.heads:TipAdapterF",
             "the same with trained keys (Tip-Adapter-F, arXiv 2207.09519)",
         ),
-        Method("gda", "fastfsl.heads:GDA", "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)"),
+        Method(
+            "gda",
+            "fastfsl.heads:GDA",
+            "zero-shot plus Gaussian discriminant analysis (GDA, arXiv 2402.04087)",
+            before={"views": "mean"},
+        ),
         Method("proker", "fastfsl.heads:ProKeR", "kernel ridge regression about zero-shot (ProKeR, arXiv 2501.11175)"),
         Method(
             "lp++",
             "fastfsl.heads:LPPlusPlus",
             "linear probe blended with the class texts (LP++, arXiv 2404.02285)",
         ),
-        Method("fma", _FMA, "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)"),
+        Method(
+            "fma",
+            _FMA,
+            "a flow to targets of text and support, trained briefly (after FMA, arXiv 2510.14543)",
+            before=_FMA_BEFORE,
+            knows_texts=True,
+        ),
         Method(
             "fma-paper",
             _FMA,
-            "the flow as published: 6 blocks, 200 epochs; `noise: bridge` adds its noise (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0},
+            "the flow as published, without its noise: 6 blocks, 200 epochs (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "none", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
+            knows_texts=True,
+        ),
+        Method(
+            "fma-bridge",
+            _FMA,
+            "the flow as published, with its noise, a bridge to the class text (FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 6, "noise": "bridge", "noise_scale": 1.0, "warmup": "linear"},
+            _FMA_BEFORE,
+            knows_texts=True,
         ),
         Method(
             "fma-released",
             _FMA,
-            "the flow as in the authors' code: 12 blocks, no noise unless noise_scale is set (FMA, arXiv 2510.14543)",
-            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0},
+            "the flow as in the authors' code: 12 blocks, its own warm-up, no noise unless noise_scale is set "
+            "(FMA, arXiv 2510.14543)",
+            {**_PUBLISHED, "num_blocks": 12, "noise": "interpolant", "noise_scale": 0.0, "warmup": "released"},
+            _FMA_BEFORE,
+            knows_texts=True,
         ),
     )
 }
@@ -130,7 +176,12 @@ _MPS = "fastfsl.fit.mps:MPS"
 SOURCES: dict[str, Method] = {
     source.name: source
     for source in (
-        Method("mps", _MPS, "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)"),
+        Method(
+            "mps",
+            _MPS,
+            "the image tower's upper half, its manifold preserved and sculpted (arXiv 2508.12877)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "mps-paper",
             _MPS,
@@ -138,35 +189,49 @@ SOURCES: dict[str, Method] = {
             {
                 "alpha": 0.3,
                 "learning_rate": 0.002,
+                "schedule": "epoch",
+                "final_rate": 0.0,
                 "weight_decay": 5e-4,
                 "warmup_epochs": 1,
+                "drop_last": True,
                 "sculpting_weight": 0.1,
                 "align": "both",
                 "gram": "l1",
                 "text_norm": False,
             },
+            _SOURCE_BEFORE,
         ),
         Method(
             "lora",
             "fastfsl.fit.peft_sources:LoRASource",
             "low-rank updates of both towers' attention (CLIP-LoRA, arXiv 2405.18541)",
+            before={**_SOURCE_BEFORE, "scaling": "rank"},
         ),
         Method(
             "clip-adapter",
             "fastfsl.fit.peft_sources:AdapterSource",
             "a small network on the image features (CLIP-Adapter, arXiv 2110.04544)",
+            before=_SOURCE_BEFORE,
         ),
-        Method("coop", "fastfsl.fit.peft_sources:CoOpSource", "learned prompts (CoOp, arXiv 2109.01134)"),
+        Method(
+            "coop",
+            "fastfsl.fit.peft_sources:CoOpSource",
+            "learned prompts (CoOp, arXiv 2109.01134)",
+            before=_SOURCE_BEFORE,
+        ),
         Method(
             "cocoop",
             "fastfsl.fit.peft_sources:CoCoOpSource",
             "learned prompts that depend on the image; exports with an estimator after it (CoCoOp, arXiv 2203.05557)",
+            before=_SOURCE_BEFORE,
         ),
     )
 }
 
 # The estimator of a source by itself.
-_READOUT = Method("texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves")
+_READOUT = Method(
+    "texts", "fastfsl.fit.text_readout:TextReadout", "the class embeddings that the source leaves", knows_texts=True
+)
 
 
 def find_source(name: object) -> Method | None:
@@ -185,6 +250,35 @@ def find_method(name: object) -> Method:
         ConfigError: there is no such method.
     """
     return _parts(name)[1]
+
+
+def check_takes_features(method: str) -> None:
+    """Refuse a method that cannot do with a feature file.
+
+    Raises:
+        ConfigError: it tunes the encoder.
+    """
+    if find_source(method) is not None:
+        raise ConfigError(
+            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
+            "methods on features"
+        )
+
+
+def extensible(name: str, weights: object = None) -> bool:
+    """Whether a class can be added to a method's classifier by its name alone.
+
+    Args:
+        name: of the method.
+        weights: of the components that `auto` chose, by name.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = find_method(name)
+    if method.name == "auto" and isinstance(weights, dict):
+        return bool(weights) and all(part in METHODS and METHODS[part].knows_texts for part in weights)
+    return method.knows_texts
 
 
 def _parts(name: object) -> tuple[Method | None, Method]:
@@ -251,6 +345,16 @@ def _made(method: Method, params: Mapping[str, Any] | None, given: Mapping[str, 
     cls = method.implementation
     taken = inspect.signature(cls).parameters
     return cls(**own, **{key: value for key, value in given.items() if key in taken})
+
+
+def recorded_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's parameters without its data: what a run keeps."""
+    return {name: value for name, value in params.items() if name != _DATA}
+
+
+def own_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's or a source's parameters without those that are given by who makes it."""
+    return {name: value for name, value in params.items() if name not in (*RESERVED, _DATA)}
 
 
 def check_names(given: Collection[str], known: Collection[str], method: str) -> None:

@@ -1,6 +1,6 @@
 """MPS-Tuning: the upper half of the image tower is tuned while its manifold is preserved and sculpted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastfsl.data import PRESETS, class_prompts
 from fastfsl.encoders import Encoder
@@ -17,7 +18,7 @@ from fastfsl.fit.kernel_choice import GramKind
 from fastfsl.fit.mps_objective import PUBLISHED_ALPHA, MPSObjective
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned, check_weight
 from fastfsl.images import open_image
-from fastfsl.manifold import BlendedCLIP
+from fastfsl.manifold import BlendedCLIP, gram_alignment_loss
 
 Choose = Literal["choose"]
 
@@ -25,10 +26,15 @@ Choose = Literal["choose"]
 ALIGNMENT_WEIGHTS = (0.5, 2.0)
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+# What a run records the drift as.
+DRIFT = "gromov_wasserstein_bound"
+
 # A quarter of every class is held out; the accuracy on it is taken this often while it trains.
 _HELD_OUT = 4
 _READINGS = 10
 _BATCH = 64
+# Images whose Gram matrices tell the drift: those of the support, spread over it where it has more.
+_DRIFT_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class MPS(Source):
         alpha_: the α in use after the training.
         alignment_weight_: the λ1 in use.
         selection_: on what evidence they were chosen; empty where they were given.
+        drift_: mean |S - S'| of the Gram matrices of the tuned branch's and the frozen features of the support, an
+            upper bound of their Gromov-Wasserstein distance; None where a run does not record it.
 
     Source: MPS-Tuning (arXiv 2508.12877).
     """
@@ -91,6 +99,7 @@ class MPS(Source):
     alpha_: float = field(init=False, repr=False)
     alignment_weight_: float = field(init=False, repr=False)
     selection_: dict[str, Any] = field(init=False, repr=False)
+    drift_: float | None = field(init=False, repr=False)
 
     takes: ClassVar[Literal["pixels", "features"]] = "pixels"
     blended: ClassVar[bool] = True
@@ -115,6 +124,7 @@ class MPS(Source):
             float(weight) if isinstance(weight, float | int) else self._published().alignment_weight
         )
         self.selection_ = {}
+        self.drift_ = None
         super().__post_init__()
 
     def num_epochs(self, num_samples: int, num_classes: int) -> int:  # noqa: ARG002  # the paper's depend on the set
@@ -149,11 +159,12 @@ class MPS(Source):
         return objective.blended(self.alpha_ if alpha is None else alpha)
 
     def selection_record(self) -> dict[str, Any]:
-        """α and λ1, the evidence for them, and the losses by epoch."""
+        """α and λ1, the evidence for them, the drift, and the losses by epoch."""
         return {
             **super().selection_record(),
             "alpha": self.alpha_,
             "alignment_weight": self.alignment_weight_,
+            **({} if self.drift_ is None else {DRIFT: self.drift_}),
             **({"held_out": self.selection_} if self.selection_ else {}),
         }
 
@@ -166,6 +177,7 @@ class MPS(Source):
         self.alpha_ = float(record["alpha"])
         self.alignment_weight_ = float(record["alignment_weight"])
         self.selection_ = dict(record.get("held_out", {}))
+        self.drift_ = None if record.get(DRIFT) is None else float(record[DRIFT])
         return super().restore(state, record)
 
     def _published(self) -> _Recipe:
@@ -180,7 +192,9 @@ class MPS(Source):
     ) -> Tuned:
         if "choose" in (self.alpha, self.alignment_weight):
             self._choose(support, on_stage, on_warning, checkpoints)
-        return super()._fit(support, on_stage, on_warning, checkpoints)
+        objective = super()._fit(support, on_stage, on_warning, checkpoints)
+        self.drift_ = _drift(_mps(objective), support)
+        return objective
 
     def _choose(
         self,
@@ -271,13 +285,27 @@ def _accuracies(objective: MPSObjective, judged: SourceSupport, alphas: tuple[fl
     encoder = judged.encoder
     texts = torch.from_numpy(judged.texts.embeddings).to(encoder.device)
     labels = torch.from_numpy(judged.labels).to(encoder.device)
-    model = BlendedCLIP(encoder.model, objective.tower, PUBLISHED_ALPHA)
     right = torch.zeros(len(alphas))
-    for start in range(0, len(judged.paths), _BATCH):
-        paths = judged.paths[start : start + _BATCH]
-        pixels = torch.stack([encoder.transform(open_image(path)) for path in paths]).to(encoder.device)
-        tuned, frozen = model.branches(pixels)
+    for number, (tuned, frozen) in enumerate(_branches(objective, encoder, judged.paths)):
         for place, alpha in enumerate(alphas):
-            predicted = ((alpha * tuned + (1 - alpha) * frozen).float() @ texts.T).argmax(dim=1)
-            right[place] += (predicted == labels[start : start + _BATCH]).sum().cpu()
+            predicted = ((alpha * tuned + (1 - alpha) * frozen) @ texts.T).argmax(dim=1)
+            right[place] += (predicted == labels[number * _BATCH : (number + 1) * _BATCH]).sum().cpu()
     return [float(count) / len(judged.paths) for count in right]
+
+
+@torch.inference_mode()
+def _drift(objective: MPSObjective, support: SourceSupport) -> float:
+    """Mean |S - S'| of the Gram matrices of tuned and frozen features of the support."""
+    every = np.linspace(0, len(support.paths) - 1, min(len(support.paths), _DRIFT_IMAGES)).round().astype(int)
+    branches = list(_branches(objective, support.encoder, [support.paths[index] for index in every]))
+    tuned, frozen = (torch.cat(part) for part in zip(*branches, strict=True))
+    return float(gram_alignment_loss(tuned, frozen))
+
+
+def _branches(objective: MPSObjective, encoder: Encoder, paths: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tuned and frozen unit features of images as they are, float32, batch by batch."""
+    model = BlendedCLIP(encoder.model, objective.tower, PUBLISHED_ALPHA)
+    for start in range(0, len(paths), _BATCH):
+        images = [encoder.transform(open_image(path)) for path in paths[start : start + _BATCH]]
+        tuned, frozen = model.branches(torch.stack(images).to(encoder.device))
+        yield tuned.float(), frozen.float()

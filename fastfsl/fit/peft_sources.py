@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from fastfsl.data import prompt_names
 from fastfsl.encoders import Encoder
+from fastfsl.fit.batches import num_batches
 from fastfsl.fit.source import ClassTexts, Source, SourceSupport, Tuned
+from fastfsl.fit.tuning import Schedule
 from fastfsl.peft import CLIPAdapter, CLIPLoRA, CoCoOp, CoOp
+from fastfsl.peft.lora import Scaling
 
 _Kind = TypeVar("_Kind")
 
@@ -21,7 +24,8 @@ class LoRASource(Source):
 
     Attributes:
         rank: of the updates.
-        scale: what the update is multiplied with is scale / rank.
+        scale: what the update is multiplied with is scale / √rank, or scale / rank.
+        scaling: which, `sqrt-rank` as in the released code or `rank`.
         dropout: on what enters the update, in training.
         towers: which towers are updated.
 
@@ -29,10 +33,14 @@ class LoRASource(Source):
     """
 
     learning_rate: float = 2e-4
+    schedule: Schedule = "update"
+    final_rate: float = 1e-6
     weight_decay: float = 0.01
     warmup_epochs: int = 0
+    drop_last: bool = False
     rank: int = 2
     scale: float = 1.0
+    scaling: Scaling = "sqrt-rank"
     dropout: float = 0.25
     towers: Literal["both", "visual", "text"] = "both"
 
@@ -42,7 +50,7 @@ class LoRASource(Source):
     def num_epochs(self, num_samples: int, num_classes: int) -> int:
         """As many whole epochs as 500 updates for each image of a class take."""
         updates = 500 * max(1, round(num_samples / num_classes))
-        return math.ceil(updates / math.ceil(num_samples / self.images_at_once))
+        return math.ceil(updates / num_batches(num_samples, self.images_at_once, drop_last=self.drop_last))
 
     def objective(self, encoder: Encoder, texts: ClassTexts) -> CLIPLoRA:
         """The untrained objective."""
@@ -54,6 +62,7 @@ class LoRASource(Source):
             alpha=self.scale,
             dropout=self.dropout,
             towers=("visual", "text") if self.towers == "both" else (self.towers,),
+            scaling=self.scaling,
         )
 
     def embeddings_of(self, objective: Tuned, support: SourceSupport) -> NDArray[np.float32]:  # noqa: ARG002  # every source's signature

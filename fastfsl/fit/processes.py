@@ -1,4 +1,4 @@
-"""Several processes that train together, as `accelerate launch` or `torchrun` starts them."""
+"""Several processes that train together, as `torchrun` starts them (or `accelerate launch --multi_gpu`)."""
 
 import os
 from dataclasses import dataclass
@@ -55,6 +55,36 @@ class Processes:
 
 ALONE = Processes()
 
+# By these a launcher tells how many processes it started; only torchrun's WORLD_SIZE comes with how to meet them.
+_OTHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_TORCHRUN = "torchrun --standalone --nproc_per_node N --no_python fastfsl train ..."
+
+
+def launched_processes() -> int:
+    """How many processes a launcher started that can meet each other; 1 without one.
+
+    Raises:
+        ConfigError: several were asked for, and this one would train alone.
+    """
+    world = os.environ.get("WORLD_SIZE")
+    if world is not None:
+        if not world.isdecimal() or int(world) < 1:
+            raise ConfigError(f"expected WORLD_SIZE to be the number of processes, got {world!r}: unset it")
+        return int(world)
+    # What `accelerate launch` sets for several processes on a CPU, of which it starts one without a word.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        raise ConfigError(
+            "`accelerate launch` was asked for several processes and started one, as it does on a CPU: use "
+            f"`{_TORCHRUN}`, or --num_processes 1"
+        )
+    for name in _OTHER_SIZES:
+        if os.environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(
+                f"{name}={os.environ[name]} processes were started that do not know each other, and each would train "
+                f"alone: use `{_TORCHRUN}`; or set WORLD_SIZE=1 if each is to train for itself"
+            )
+    return 1
+
 
 def join_processes(device: torch.device) -> Processes:
     """Meet the processes that were launched with this one, if any.
@@ -66,8 +96,10 @@ def join_processes(device: torch.device) -> Processes:
 
     Raises:
         DeviceError: the device is another than this process's.
+        ConfigError: several processes were asked for, and fewer are here.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    world = launched_processes()
+    if world == 1:
         return ALONE
     from accelerate import PartialState  # type: ignore[import-untyped]  # it ships no annotations
 
@@ -76,4 +108,6 @@ def join_processes(device: torch.device) -> Processes:
         raise DeviceError(
             f"process {state.process_index} of {state.num_processes}: expected device {state.device}, got {device}"
         )
+    if state.num_processes != world:
+        raise ConfigError(f"expected {world} processes (WORLD_SIZE), got {state.num_processes}: use `{_TORCHRUN}`")
     return Processes(state.process_index, state.num_processes)

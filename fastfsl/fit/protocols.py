@@ -7,23 +7,26 @@ Source: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", s
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 from fastfsl.arrays import check_width, numbers, unit_rows
-from fastfsl.data import ClassSelection, FeatureDataset, load_dataset, select_classes
+from fastfsl.data import ClassSelection, Columns, FeatureDataset, ImageDataset, load_dataset, select_classes
+from fastfsl.data.baselines import Predicted, text_accuracy
 from fastfsl.data.scoring import Evaluation
 from fastfsl.encoders import class_embeddings as embed_classes
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.deployment import deployment
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder, samples_to_score
+from fastfsl.fit.evaluate import Samples, base_encoder, evaluate_run, run_encoder, samples_to_score
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.run import Run
 from fastfsl.fit.source import ClassTexts, Source
@@ -102,8 +105,12 @@ def evaluate_transfer(
     templates: str | Sequence[str] | None = None,
     device: str = "auto",
     image_root: Path | None = None,
+    columns: Columns | None = None,
+    strict: bool = False,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
+    dataset: ImageDataset | FeatureDataset | None = None,
+    on_predicted: Callable[[Predicted], None] | None = None,
 ) -> Evaluation:
     """Score a run on classes of which it knows nothing but their texts: the data set's own classes.
 
@@ -114,9 +121,13 @@ def evaluate_transfer(
         classes: which classes of the data.
         templates: prompts for the classes of images; by default those of the run.
         device: device of the encoder.
-        image_root: folder that a split file's paths are relative to.
+        image_root: folder that the paths of a split file or table are relative to.
+        columns: names of a table's columns.
+        strict: refuse data of which files would be skipped that may have been meant.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs.
+        dataset: what `data` holds of these classes, if it was read already.
+        on_predicted: hears what the score is made of.
 
     Raises:
         ConfigError: if the run's method has nothing to say about unseen classes.
@@ -124,27 +135,44 @@ def evaluate_transfer(
         BundleError: if the run's encoder can no longer be found as it was.
     """
     _check_transferable(run.estimator, run.source)  # before anything is encoded
-    dataset = select_classes(load_dataset(data, image_root), classes)
+    if dataset is None:
+        dataset = select_classes(load_dataset(data, image_root, columns), classes)
     if run.source is not None and isinstance(dataset, FeatureDataset):
         raise ConfigError("a feature file's class embeddings are not those of the tuned encoder: give it images")
     base = functools.cache(lambda: base_encoder(run, device=device))
     encoder = functools.cache(lambda: run.tuned(base()))
     names = dataset.class_names
-    samples = samples_to_score(run, dataset, names, split, encoder, reporter or SilentReporter(), cache_dir)
+    hears = reporter or SilentReporter()
+    samples = samples_to_score(run, dataset, names, split, encoder, hears, cache_dir, strict=strict)
+    zero_shot: float | None
     if isinstance(dataset, FeatureDataset):
         if templates is not None:
             raise ConfigError("prompts go with images: a feature file has its class embeddings already")
         embeddings = dataset.class_embeddings
+        zero_shot = text_accuracy(samples.features, embeddings, samples.labels)
     else:
         prompts = run.record.config.templates if templates is None else templates
         embeddings = embed_classes(base(), names, prompts)
+        zero_shot = text_accuracy(samples.features, embeddings, samples.labels) if run.source is None else None
         if run.source is not None:
             texts = ClassTexts(names, prompts, embeddings)
             if run.is_conditional:
                 logits = run.source.conditional_logits(base(), texts, samples.features)
-                return samples.score(logits.argmax(axis=1), names)
+                return _transferred(samples, names, logits, zero_shot, on_predicted)
             embeddings = run.source.embeddings_for(base(), texts)
     logits = transfer_logits(run.estimator, samples.features, embeddings, run.record.logit_scale)
+    return _transferred(samples, names, logits, zero_shot, on_predicted)
+
+
+def _transferred(
+    samples: Samples,
+    names: Sequence[str],
+    logits: NDArray[Any],
+    zero_shot: float | None,
+    on_predicted: Callable[[Predicted], None] | None,
+) -> Evaluation:
+    if on_predicted is not None:
+        on_predicted(Predicted(names, softmax(logits, axis=1), samples.labels, samples.paths, zero_shot))
     return samples.score(logits.argmax(axis=1), names)
 
 

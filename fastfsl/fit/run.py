@@ -4,10 +4,11 @@ run.json            the resolved configuration, data, encoder, selection with it
 episode.json        which images or features were the support
 model.safetensors   the fitted arrays
 source.safetensors  what was tuned of the encoder, where the method has a source
+texts.safetensors   the class embeddings before any training, which zero-shot is judged by
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,19 +24,27 @@ from scipy.special import softmax
 
 from fastfsl.data import Episode, class_prompts
 from fastfsl.encoders import Encoder
-from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, ShapeError
+from fastfsl.errors import (
+    BundleError,
+    ConfigError,
+    DeviceError,
+    FastFSLError,
+    ResourceError,
+    ShapeError,
+    resource_error,
+)
 from fastfsl.files import staged_directory
 from fastfsl.fit.config import TrainConfig, typed_params
 from fastfsl.fit.deployment import Deployment, deployment
 from fastfsl.fit.estimator import Estimator
 from fastfsl.fit.fma import FlowMatchingAlignment
-from fastfsl.fit.methods import RESERVED, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.methods import Method, find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.mps import MPS
 from fastfsl.fit.source import ClassTexts, Source
 from fastfsl.fit.text_readout import TextReadout
 
 RUN_FILE, EPISODE_FILE, MODEL_FILE = "run.json", "episode.json", "model.safetensors"
-SOURCE_FILE = "source.safetensors"
+SOURCE_FILE, TEXTS_FILE = "source.safetensors", "texts.safetensors"
 
 
 # Far beyond any encoder: a damaged record must not fill the memory.
@@ -76,7 +85,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         config: the resolved configuration.
-        data_kind: `folder`, `split-file` or `features`.
+        data_kind: `folder`, `split-file`, `table` or `features`.
         data_path: where the data were read from.
         class_names: by label.
         embed_dim: width of the features, d.
@@ -85,6 +94,8 @@ class RunRecord(BaseModel):
         templates: prompts behind the class embeddings; empty for a run on features.
         logit_scale: factor on the cosine similarities.
         num_support: samples trained on.
+        class_counts: of them, by label; empty for runs of versions that did not say.
+        files: what became of every file of the data; None for a run on features.
         support_digests: SHA-256 of the support images; empty for a run on features.
         selection: what was chosen on the support and on what evidence, as the estimator's `selection_record` has it.
         params: the estimator's parameters, all of them.
@@ -98,7 +109,7 @@ class RunRecord(BaseModel):
     format: Literal["fastfsl-run"] = "fastfsl-run"
     version: Literal[1] = 1
     config: TrainConfig
-    data_kind: Literal["folder", "split-file", "features"]
+    data_kind: Literal["folder", "split-file", "table", "features"]
     data_path: str
     class_names: list[str]
     embed_dim: int = Field(ge=1, le=_MAX_WIDTH)
@@ -107,6 +118,8 @@ class RunRecord(BaseModel):
     templates: list[str] = Field(default_factory=list)
     logit_scale: float
     num_support: int
+    class_counts: list[int] = Field(default_factory=list)
+    files: dict[str, Any] | None = None
     support_digests: list[str] = Field(default_factory=list)
     selection: dict[str, Any]
     params: dict[str, Any]
@@ -119,17 +132,23 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True)
 class SupportFeatures:
-    """Features of the support as they are classified, (n, d), and their class indices, (n,)."""
+    """Features of the support as they are classified, (n, d), and their class indices, (n,).
+
+    Attributes:
+        zero_shot_accuracy: of the class texts alone on these samples, which they have not seen.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
+    zero_shot_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """A fitted estimator with its record, its episode, and the source of its features where there is one.
 
-    Of a run that was just trained `support` is what it was trained on; a run folder does not keep it.
+    Of a run that was just trained `support` is what it was trained on; a run folder does not keep it. `texts` are the
+    class embeddings of the encoder before any training, (C, d); a run folder of an older version has none.
     """
 
     record: RunRecord
@@ -137,6 +156,7 @@ class Run:
     estimator: Estimator
     source: Source | None = None
     support: SupportFeatures | None = field(default=None, repr=False, compare=False)
+    texts: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     def tuned(self, encoder: Encoder, alpha: float | None = None) -> Encoder:
         """The encoder whose features the estimator takes.
@@ -160,7 +180,7 @@ class Run:
             encoder: called for the encoder as it was before the training, if the classes depend on the image.
         """
         if self.source is None or not self.is_conditional:
-            return self.estimator.decision_function(features)
+            return self.estimator.logits(features)
         return self.source.conditional_logits(encoder(), self._texts(self.source), features)
 
     def probabilities(self, features: NDArray[np.float32], encoder: Callable[[], Encoder]) -> NDArray[Any]:
@@ -230,6 +250,8 @@ class Run:
             (staging / MODEL_FILE).write_bytes(save(state))  # its save_file would make the file private
             if self.source is not None:
                 (staging / SOURCE_FILE).write_bytes(save(self.source.state()))
+            if self.texts is not None:
+                (staging / TEXTS_FILE).write_bytes(save({"texts": np.ascontiguousarray(self.texts)}))
             self.episode.save(staging / EPISODE_FILE)
             (staging / RUN_FILE).write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -245,19 +267,32 @@ class Run:
             if not (folder / name).is_file():
                 raise BundleError(f"expected a run folder, but {folder / name} is missing: train it again")
         try:
-            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8"))
+            record = RunRecord.model_validate_json((folder / RUN_FILE).read_text(encoding="utf-8-sig"))
             estimator = _unfitted(record, device).restore(load_file(folder / MODEL_FILE), record.selection)
             _check_consistent(record, estimator)
-            return cls(record, Episode.load(folder / EPISODE_FILE), estimator, _source(record, folder))
+            episode, source = Episode.load(folder / EPISODE_FILE), _source(record, folder)
+            return cls(record, episode, estimator, source, texts=_texts(record, folder))
         except ValidationError as error:
             first = error.errors()[0]
             raise BundleError(
                 f"{folder / RUN_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; train it again"
             ) from error
-        except DeviceError:
+        except (DeviceError, ResourceError):
             raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, FastFSLError) as error:
-            raise BundleError(f"{folder} is not a readable run ({error}): train it again") from error
+            raise resource_error(error, f"read {folder}") or BundleError(
+                f"{folder} is not a readable run ({error}): train it again"
+            ) from error
+
+
+def _texts(record: RunRecord, folder: Path) -> NDArray[np.float32] | None:
+    """The class embeddings kept with a run; None for one of an older version."""
+    if not (folder / TEXTS_FILE).is_file():
+        return None
+    texts = np.asarray(load_file(folder / TEXTS_FILE)["texts"], np.float32)
+    if texts.shape != (len(record.class_names), record.embed_dim):
+        raise BundleError(f"{RUN_FILE} and {TEXTS_FILE} disagree on the classes")
+    return texts
 
 
 def tuned_for(
@@ -278,7 +313,7 @@ def tuned_for(
 def _unfitted(record: RunRecord, device: str) -> Estimator:
     """The run's estimator as it was before its fit."""
     method = record.config.method
-    own = typed_params(find_method(method), _own(record.params))
+    own = _recorded(find_method(method), record.params)
     return make_estimator(method, own, logit_scale=record.logit_scale, seed=record.config.seed, device=device)
 
 
@@ -289,7 +324,7 @@ def _source(record: RunRecord, folder: Path) -> Source | None:
         if method is not None or record.source is not None:
             raise BundleError(f"{RUN_FILE} and its method {record.config.method!r} disagree on a tuned encoder")
         return None
-    own = typed_params(method, _own(record.source.params))
+    own = _recorded(method, record.source.params)
     source = make_source(record.config.method, own, seed=record.config.seed)
     if source is not None:
         source.restore(load_file(folder / SOURCE_FILE), record.source.selection)
@@ -297,14 +332,15 @@ def _source(record: RunRecord, folder: Path) -> Source | None:
     return source
 
 
-def _own(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name not in RESERVED}
+def _recorded(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a run was trained with: the recorded ones, and what the others stood for in its time."""
+    return typed_params(method, {**method.before, **own_params(params)})
 
 
 def _check_consistent(record: RunRecord, estimator: Estimator) -> None:
     """Refuse a record that does not describe the arrays beside it."""
     try:
-        num_classes = estimator.decision_function(np.ones((1, record.embed_dim))).shape[1]
+        num_classes = estimator.logits(np.ones((1, record.embed_dim))).shape[1]
     except ShapeError as error:
         raise BundleError(f"{RUN_FILE} and {MODEL_FILE} disagree on embed_dim: {error}") from error
     for what, expected, found in (

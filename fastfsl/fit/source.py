@@ -21,7 +21,7 @@ from fastfsl.fit.batches import Batches, FeatureBatches, ImageBatches
 from fastfsl.fit.checkpoint import Checkpoint
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.objective import Objective
-from fastfsl.fit.tuning import Precision, TuningRecipe, tune
+from fastfsl.fit.tuning import Precision, Schedule, TuningRecipe, tune
 
 Templates = str | Sequence[str]
 
@@ -117,10 +117,13 @@ class Source(ABC):
     Attributes:
         epochs: passes over the support; None: as published (see the source).
         batch_size: images an update; None: as published (see the source).
-        learning_rate: after `warmup_epochs` at a small constant rate, then cosine to 0.
+        learning_rate: after `warmup_epochs` at a small constant rate, then half a cosine.
+        schedule: what the cosine moves by, `epoch` or `update` (see `TuningRecipe.rate_at`).
+        final_rate: where the cosine leads to.
         weight_decay: the optimizer's.
         warmup_epochs: length of the warm-up.
         precision: of the products, `fp32`, `bf16`, `fp16` (CUDA only) or `auto`.
+        drop_last: whether the last batch of an epoch is left out where it is smaller; the only one never is.
         micro_batch: images computed at once; None: the batch. Losses over the whole batch stay exactly those.
         seed: of everything random.
         class_embeddings_: what the tuned encoder is read out with, L2-normalised, (C, d).
@@ -133,8 +136,11 @@ class Source(ABC):
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float = 0.002
+    schedule: Schedule = "epoch"
+    final_rate: float = 0.0
     weight_decay: float = 5e-4
     warmup_epochs: int = 1
+    drop_last: bool = True
     precision: Precision = "auto"
     micro_batch: int | None = None
     seed: int = 0
@@ -188,6 +194,8 @@ class Source(ABC):
             num_views=self.num_views,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            final_rate=self.final_rate,
             weight_decay=self.weight_decay,
             warmup_epochs=min(self.warmup_epochs, epochs - 1),  # one epoch of warm-up alone trains nothing
             precision=self.precision,
@@ -292,10 +300,16 @@ class Source(ABC):
                 num_views=recipe.num_views,
                 batch_size=recipe.batch_size,
                 seed=self.seed,
+                drop_last=self.drop_last,
             )
         _, views = support.features()
         return FeatureBatches(
-            views, support.labels, num_views=recipe.num_views, batch_size=recipe.batch_size, seed=self.seed
+            views,
+            support.labels,
+            num_views=recipe.num_views,
+            batch_size=recipe.batch_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
         )
 
     def restored_objective(self, encoder: Encoder, texts: ClassTexts) -> Tuned:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfsl.arrays import unit
-from fastfsl.data import FeatureDataset, load_dataset, select_classes
+from fastfsl.data import FeatureDataset
 from fastfsl.data.scoring import digest_of
 from fastfsl.errors import DataError, FastFSLError
 from fastfsl.fit.run import Run
@@ -44,8 +44,7 @@ def support_set(run: Run) -> SupportSet:
     """
     config, record = run.record.config, run.record
     try:
-        root = None if config.image_root is None else Path(config.image_root)
-        dataset = select_classes(load_dataset(Path(record.data_path), root), config.classes)
+        dataset = config.dataset(Path(record.data_path))
         run.episode.check(dataset)
     except FastFSLError as error:
         raise DataError(

@@ -18,17 +18,19 @@ from fastfsl.data import (
     ImageSample,
     check_readable,
     draw_episode,
-    load_dataset,
+    file_account,
     resolve_templates,
-    select_classes,
 )
-from fastfsl.data.scoring import digest_of
+from fastfsl.data.baselines import text_accuracy
+from fastfsl.data.duplicates import support_warnings
+from fastfsl.data.scoring import digest_of, skipped_in_all
+from fastfsl.data.skipped import NOT_DRAWN
 from fastfsl.devices import resolve_device
 from fastfsl.encoders import Augmentation, Encoder, class_embeddings, extract_features, load_encoder
 from fastfsl.errors import ConfigError
 from fastfsl.fit.config import TrainConfig
 from fastfsl.fit.estimator import Estimator
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import check_takes_features, find_source, recorded_params
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.run import (
     EncoderRecord,
@@ -71,17 +73,21 @@ class _Support:
     labels: NDArray[np.int64]
     class_embeddings: NDArray[np.float32]
     logit_scale: float
-    kind: Literal["folder", "split-file", "features"]
+    kind: Literal["folder", "split-file", "table", "features"]
     encoder: EncoderRecord | None
     templates: list[str]
     digests: list[str]
+    texts: NDArray[np.float32]  # the classes' before any training, which zero-shot reads
+    zero_shot_accuracy: float
     source: Source | None = None
+    files: dict[str, Any] | None = None
 
 
 def train(
     data: Path,
     config: TrainConfig,
     *,
+    dataset: ImageDataset | FeatureDataset | None = None,
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
     checkpoints: Path | None = None,
@@ -89,8 +95,9 @@ def train(
     """Train a method on a data set.
 
     Args:
-        data: an image folder, a CoOp split file or a feature file.
+        data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         config: what to do.
+        dataset: `config.dataset(data)`, if it was read already.
         reporter: hears of progress and warnings.
         cache_dir: where features are kept between runs; by default the user's cache folder.
         checkpoints: folder from which the tuning of an encoder goes on, and in which its progress is kept; it is the
@@ -104,9 +111,9 @@ def train(
         ConfigError: if an option, the model or the checkpoint cannot be used, or the training diverges.
     """
     reporter = reporter or SilentReporter()
-    root = None if config.image_root is None else Path(config.image_root)
-    dataset = select_classes(load_dataset(data, root), config.classes)
-    episode = draw_episode(dataset, config.shots, config.seed)
+    dataset = config.dataset(data) if dataset is None else dataset
+    episode = draw_episode(dataset, config.shots, config.seed, exact=config.exact_shots)
+    warn_of_few(dataset, config.shots, reporter)
 
     start = time.perf_counter()
     if isinstance(dataset, FeatureDataset):
@@ -146,36 +153,44 @@ def train(
         templates=support.templates,
         logit_scale=support.logit_scale,
         num_support=len(support.labels),
+        class_counts=np.bincount(support.labels, minlength=len(dataset.class_names)).tolist(),
+        files=support.files,
         support_digests=support.digests,
         selection=estimator.selection_record(),
-        params=estimator.get_params(),
+        params=recorded_params(estimator.get_params()),
         num_parameters=estimator.num_parameters_ + (0 if source is None else source.num_parameters_),
         feature_seconds=feature_seconds,
         train_seconds=estimator.train_seconds_ + (0.0 if source is None else source.train_seconds_),
         versions=installed_versions(),
         created=now(),
     )
-    return Run(record, episode, estimator, source, SupportFeatures(_as_classified(support), support.labels))
+    classified = SupportFeatures(_as_classified(support), support.labels, support.zero_shot_accuracy)
+    return Run(record, episode, estimator, source, classified, support.texts)
 
 
 def _as_classified(support: _Support) -> NDArray[np.float32]:
     """Unit features (n, d) of the support as new ones are made: not augmented, or the mean of the views' directions."""
-    features = support.features if support.plain is None else support.plain
+    return _as_one(support.features if support.plain is None else support.plain)
+
+
+def _as_one(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit features (n, d), of several views the mean of their directions."""
     directions = unit(features, "features")
     rows = directions if directions.ndim == 2 else unit(directions.mean(axis=1), "features")
     return rows.astype(np.float32)
 
 
-def check_takes_features(method: str) -> None:
-    """Refuse a method that cannot do with a feature file.
-
-    Raises:
-        ConfigError: it tunes the encoder.
-    """
-    if find_source(method) is not None:
-        raise ConfigError(
-            f"method {method!r} tunes the encoder, and a feature file has none: give it images, or take one of the "
-            "methods on features"
+def warn_of_few(dataset: ImageDataset | FeatureDataset, shots: int | None, reporter: Reporter) -> None:
+    """Say which classes have fewer samples than were asked for, and so give all they have."""
+    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.class_names))
+    few = [
+        f"{name!r} ({count})" for name, count in zip(dataset.class_names, counts, strict=True) if count < (shots or 0)
+    ]
+    if few:
+        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+        reporter.warn(
+            f"{len(few)} of {len(counts)} classes have fewer than {shots} images and give all they have: "
+            f"{', '.join(few[:10])}{more}; --exact-shots refuses them"
         )
 
 
@@ -258,16 +273,19 @@ def source_support(
 def _feature_support(dataset: FeatureDataset, episode: Episode) -> _Support:
     features, labels = dataset.split("train")
     index = np.array(episode.indices)
+    features, labels = features[index], labels[index]
     return _Support(
-        features=features[index],
+        features=features,
         plain=None,
-        labels=labels[index],
+        labels=labels,
         class_embeddings=dataset.class_embeddings,
         logit_scale=dataset.logit_scale,
         kind="features",
         encoder=None,
         templates=[],
         digests=[],
+        texts=dataset.class_embeddings,
+        zero_shot_accuracy=text_accuracy(_as_one(features), dataset.class_embeddings, labels),
     )
 
 
@@ -282,21 +300,34 @@ def _image_support(
     templates = resolve_templates(config.templates)
     source_augmentation(config)  # a wrong option is told before anything is read
     train_split = dataset.split("train")
+    dataset.skipped.check(strict=config.strict)
     samples, damaged = check_readable([train_split[index] for index in episode.indices], dataset.class_names)
-    for path, reason in damaged:
-        reporter.warn(f"skipped {path}: {reason}")
+    skipped = skipped_in_all(dataset, "train", damaged, reporter.warn, strict=config.strict)
+    drawn = set(episode.indices)
+    others = [sample.path for position, sample in enumerate(train_split) if position not in drawn]
+    skipped.add(NOT_DRAWN, others[0] if others else "", len(others))
+    for note in dataset.notes:
+        reporter.warn(note)
     join_processes(resolve_device(config.device))  # each its card, before a model is loaded
+    reporter.stage("loading the encoder", 0, 1)
     base = load_encoder(config.backbone, config.pretrained, config.device)
     texts = ClassTexts(
         dataset.class_names, config.templates, class_embeddings(base, dataset.class_names, config.templates)
     )
+    reporter.stage("loading the encoder", 1, 1)
     known = source_support(base, texts, samples, config, reporter=reporter, cache_dir=cache_dir)
     encoder, source, estimator = base, config.source(), config.estimator(logit_scale=base.logit_scale)
+    frozen = encode_plain(
+        base, samples, cache_dir=cache_dir, progress=lambda done, total: reporter.stage("encoding", done, total)
+    )
+    untrained = texts.embeddings
     if source is not None:
         source.fit(known, on_stage=reporter.stage, on_warning=reporter.warn, checkpoints=checkpoints)
         texts = replace(texts, embeddings=source.class_embeddings_)
         encoder = tuned_for(estimator, source, base, texts)
     plain, views = support_features(estimator, encoder, samples, config, reporter=reporter, cache_dir=cache_dir)
+    for line in support_warnings(samples, known.digests, plain, dataset.class_names):
+        reporter.warn(line)
     return _Support(
         features=views,
         plain=plain,
@@ -312,7 +343,10 @@ def _image_support(
         ),
         templates=list(templates),
         digests=list(known.digests),
+        texts=untrained,
+        zero_shot_accuracy=text_accuracy(frozen, untrained, known.labels),
         source=source,
+        files=file_account(len(samples), skipped),
     )
 
 

@@ -15,7 +15,6 @@ from fastfsl.devices import has_fast_bf16
 from fastfsl.errors import ConfigError, DeviceError
 from fastfsl.fit.batches import Batches, derived_seed
 from fastfsl.fit.checkpoint import Checkpoint
-from fastfsl.fit.flow_training import warmup_cosine
 from fastfsl.fit.objective import Objective, take_gradient
 from fastfsl.fit.processes import join_processes
 from fastfsl.fit.tuning_state import History, TuningState
@@ -24,6 +23,7 @@ __all__ = ["History", "Objective", "Precision", "TuningRecipe", "tune"]
 
 EpochCallback = Callable[[int, int], None]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Schedule = Literal["epoch", "update"]
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +37,10 @@ class TuningRecipe:
         batch_size: samples an update.
         num_views: views of every sample in an update.
         optimizer: `sgd`, with momentum, or `adamw`.
-        learning_rate: after the warm-up, from where it falls to 0 as half a cosine, update by update.
+        learning_rate: after the warm-up, from where it falls toward `final_rate` as half a cosine (`rate_at`).
+        schedule: what the rate and the objective's progress move by: `epoch`, as in the released code of MPS-Tuning,
+            CoOp, CoCoOp and CLIP-Adapter, or `update`.
+        final_rate: see `rate_at`.
         momentum: SGD's.
         weight_decay: on every trained parameter.
         warmup_epochs: epochs at the constant rate `warmup_rate`.
@@ -55,6 +58,8 @@ class TuningRecipe:
     num_views: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.002
+    schedule: Schedule = "epoch"
+    final_rate: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: int = 1
@@ -72,6 +77,10 @@ class TuningRecipe:
         for name in ("learning_rate", "warmup_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"expected {name} > 0, got {getattr(self, name)}")
+        if not 0 <= self.final_rate <= self.learning_rate:
+            raise ConfigError(f"expected 0 <= final_rate <= learning_rate, got {self.final_rate}, {self.learning_rate}")
+        if self.schedule not in ("epoch", "update"):
+            raise ConfigError(f"expected schedule 'epoch' or 'update', got {self.schedule!r}")
         if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
             raise ConfigError(
                 f"expected momentum in [0, 1) and weight_decay >= 0, got {self.momentum} and {self.weight_decay}"
@@ -82,11 +91,28 @@ class TuningRecipe:
             raise ConfigError(f"expected precision 'fp32', 'bf16', 'fp16' or 'auto', got {self.precision!r}")
 
     def rate_at(self, update: int, batches_per_epoch: int) -> float:
-        """The learning rate of an update, counted from 0."""
+        """The learning rate of an update, counted from 0.
+
+            rate = final_rate + (learning_rate - final_rate) · (1 + cos πp) / 2
+
+        By `update` p goes from 0, after the warm-up, to 1 at the end. By `epoch` p = (e - warm-up) / epochs in epoch e:
+        the whole training's length divides, warm-up included, so that the last epoch does not come near `final_rate`.
+        """
         warmup = self.warmup_epochs * batches_per_epoch
         if update < warmup:
             return self.warmup_rate
-        return self.learning_rate * warmup_cosine(0, self.epochs * batches_per_epoch - warmup)(update - warmup)
+        if self.schedule == "epoch":
+            progress = (update // batches_per_epoch - self.warmup_epochs) / self.epochs
+        else:
+            progress = (update - warmup) / (self.epochs * batches_per_epoch - warmup)
+        falling = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.final_rate + (self.learning_rate - self.final_rate) * falling
+
+    def progress_at(self, update: int, batches_per_epoch: int) -> float:
+        """Fraction of the training done before an update, counted from 0: what an objective's own schedule goes by."""
+        if self.schedule == "epoch":
+            return (update // batches_per_epoch) / self.epochs
+        return update / (self.epochs * batches_per_epoch)
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """What products are computed in there, or None for float32.
@@ -141,7 +167,12 @@ def tune(
     place = state.place
     if checkpoint is not None:
         checkpoint = checkpoint.including(
-            recipe=asdict(recipe), dtype=str(dtype), seed=seed, samples=batches.num_samples, processes=processes.world
+            recipe=asdict(recipe),
+            dtype=str(dtype),
+            seed=seed,
+            samples=batches.num_samples,
+            batches=batches.batches_per_epoch,
+            processes=processes.world,
         )
         found = checkpoint.load(state.expected(), silent=not processes.is_main)
         if found is not None:
@@ -170,7 +201,7 @@ def tune(
                         objective,
                         inputs.to(device),
                         labels.to(device),
-                        update / (recipe.epochs * per_epoch),
+                        recipe.progress_at(update, per_epoch),
                         seed=derived_seed(seed, update),
                         micro_batch=recipe.micro_batch,
                         processes=processes,

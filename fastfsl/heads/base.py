@@ -1,59 +1,34 @@
 """What all heads have in common: checking, fitting in a canonical order, and prediction through the form."""
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
-from sklearn.base import BaseEstimator
 
-from fastfsl.arrays import check_labels, unit_rows
-from fastfsl.errors import ConfigError, DataError, ShapeError
+from fastfsl.arrays import check_logit_scale, unit_rows
+from fastfsl.errors import ConfigError, DataError
 from fastfsl.heads.blending import Selection
+from fastfsl.heads.classes import ClassEmbeddings
 from fastfsl.heads.folds import Folds, make_folds
 from fastfsl.heads.form import Array, KernelForm, LinearForm, form_from_state
+from fastfsl.heads.from_logits import FromLogits, also_named
 from fastfsl.heads.support import Support, check_support
 
 
-class FromLogits(ABC):
-    """Probabilities, predictions and accuracy of an estimator that gives logits.
-
-    Attributes:
-        classes_: 0 .. C-1.
-    """
-
-    classes_: NDArray[np.int64]
-
-    @abstractmethod
-    def decision_function(self, features: ArrayLike) -> NDArray[Any]:
-        """Logits, (rows, C), of image features (rows, d) of any length."""
-
-    def predict_proba(self, features: ArrayLike) -> Array:
-        """Class probabilities, (rows, C): softmax of the logits."""
-        probabilities: Array = softmax(self.decision_function(features), axis=1)
-        return probabilities
-
-    def predict(self, features: ArrayLike) -> NDArray[np.int64]:
-        """The most probable class, (rows,)."""
-        predicted: NDArray[np.int64] = self.decision_function(features).argmax(axis=1)
-        return predicted
-
-    def score(self, features: ArrayLike, labels: ArrayLike) -> float:
-        """Accuracy, fraction."""
-        predicted = self.predict(features)
-        return float((predicted == check_labels(labels, len(predicted), len(self.classes_))).mean())
-
-
-class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class Head(FromLogits):
     """A classifier on frozen unit features, fitted on a support set and read out through `form_`.
+
+    `class_embeddings` may be given to the constructor or to `fit`. Without any there is no zero-shot prior: the support
+    alone decides (in `ZeroShot` the class means stand for the texts).
 
     Attributes:
         form_: `LinearForm` or `KernelForm`, all that a deployment needs.
         selection_: how settings and weights were chosen (`Selection`).
-        classes_: 0 .. C-1.
+        classes_: the classes, ascending; see `fit`.
+        n_features_in_: width of the features.
         train_seconds_: wall-clock time of `fit`.
     """
 
@@ -63,22 +38,27 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
     num_folds: int = 4
     seed: int = 0
 
+    @also_named(features="X", labels="y")
     def fit(
         self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        class_embeddings: ArrayLike,
+        X: ArrayLike,
+        y: ArrayLike,
+        class_embeddings: ClassEmbeddings = None,
         *,
+        class_names: Sequence[Any] | None = None,
         plain_features: ArrayLike | None = None,
         on_stage: Callable[[str, int, int], None] | None = None,
     ) -> Self:
         """Choose settings and weights on held-out support, then fit on all of it. The samples' order is irrelevant.
 
         Args:
-            features: image features, (n, d), or of V augmented views of each image, (n, V, d); any length. A sample's
+            X: image features, (n, d), or of V augmented views of each image, (n, V, d); any length. A sample's
                 support vector is the renormalised mean of its views.
-            labels: class indices, (n,), rows of `class_embeddings`; every class has a sample.
-            class_embeddings: text features, (C, d); any length.
+            y: labels, (n,): texts, numbers or bools. Whole numbers in 0 .. C-1 are indices of rows of
+                `class_embeddings`; of other labels the rows follow the distinct ones in ascending order.
+            class_embeddings: text features, (C, d), any length, or a vector by class; by default the constructor's.
+            class_names: the class of each row, where neither rule is meant. A class that is named may have no sample,
+                as in a fold of cross-validation: its text stands in (`check_support`).
             plain_features: features of the same images as they will be classified (not augmented), (n, d): what
                 held-out samples are judged by. By default their support vectors.
             on_stage: called with (name of the stage, units done, units in all).
@@ -88,11 +68,15 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
         Raises:
             ShapeError: if the shapes do not fit together.
-            DataError: if a value is not finite, a row is zero, a label names no class or a class has no sample.
+            DataError: if a value is not finite, a row is zero, labels and rows cannot be matched or a class has no
+                sample.
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
-        self.fit_support(check_support(features, labels, class_embeddings, plain_features))
+        texts = self.class_embeddings if class_embeddings is None else class_embeddings
+        support = check_support(X, y, texts, plain_features, class_names)
+        self._keep_columns(X, reset=True)
+        self.fit_support(support)
         if on_stage is not None:
             on_stage("fitting", 1, 1)
         self.train_seconds_ = time.perf_counter() - start
@@ -103,21 +87,18 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         start = time.perf_counter()
         self._check_parameters()
         self.form_, self.selection_ = self._fit(support)
-        self.classes_ = np.arange(support.num_classes)
+        self.n_features_in_ = support.features.shape[1]
+        self.classes_ = support.given.names
         self.train_seconds_ = time.perf_counter() - start
         return self
 
-    def decision_function(self, features: ArrayLike) -> Array:
+    @also_named(features="X")
+    def logits(self, X: ArrayLike) -> Array:
         """Logits, (rows, C), of image features (rows, d) of any length."""
-        if not hasattr(self, "form_"):
-            raise ConfigError(f"this {type(self).__name__} is not fitted: call fit first")
-        rows = unit_rows(features, "features")
-        linear = self.form_.linear if isinstance(self.form_, KernelForm) else self.form_
-        if rows.shape[1] != linear.weight.shape[1]:
-            raise ShapeError(
-                f"expected features of width {linear.weight.shape[1]}, got {rows.shape[1]}: "
-                "use the encoder that the support came from"
-            )
+        self._check_fitted()
+        rows = unit_rows(X, "features")
+        self._keep_columns(X, reset=False)
+        self._check_width(rows.shape[1])
         return self.form_.apply(rows)
 
     @property
@@ -131,7 +112,7 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The fitted arrays by name."""
-        return self.form_.state()
+        return {**self.form_.state(), **self._class_state()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
         """Make the estimator fitted again from `state()` and `selection_record()`.
@@ -144,7 +125,8 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
             self.selection_ = Selection.from_record(record)
         except TypeError as error:
             raise DataError(f"expected the selection of a head, got another ({error}): train it again") from error
-        self.classes_ = np.arange(len(state["weight"]))
+        num_classes, self.n_features_in_ = state["weight"].shape
+        self._restore_classes(state, num_classes)
         return self
 
     @abstractmethod
@@ -152,9 +134,7 @@ class Head(FromLogits, BaseEstimator):  # type: ignore[misc]  # scikit-learn is 
         """The fitted form and how it was chosen."""
 
     def _check_parameters(self) -> None:
-        scale = self._scale()
-        if not (np.isfinite(scale) and scale > 0):
-            raise ConfigError(f"expected a positive logit_scale, got {scale}")
+        check_logit_scale(self.logit_scale)
         if self.num_folds < 2:
             raise ConfigError(f"expected num_folds >= 2, got {self.num_folds}: one part is held out, the rest trains")
 

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fastfsl.heads.base import Head, check_grid
 from fastfsl.heads.blending import Candidate, Selection, select
+from fastfsl.heads.classes import ClassEmbeddings
 from fastfsl.heads.folds import Folds
 from fastfsl.heads.form import LinearForm
 from fastfsl.heads.support import Array, Labels, Support
@@ -32,6 +33,7 @@ class LinearProbe(Head):
         Cs: inverse regularisations to choose among, as scikit-learn has them (the loss is a sum over samples).
         num_folds: cross-validation folds at most.
         seed: seed of the folds.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Attributes:
         C_: the chosen C.
@@ -40,11 +42,17 @@ class LinearProbe(Head):
     """
 
     def __init__(
-        self, *, Cs: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0), num_folds: int = 4, seed: int = 0
+        self,
+        *,
+        Cs: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0),
+        num_folds: int = 4,
+        seed: int = 0,
+        class_embeddings: ClassEmbeddings = None,
     ) -> None:
         self.Cs = Cs
         self.num_folds = num_folds
         self.seed = seed
+        self.class_embeddings = class_embeddings
 
     def _fit(self, support: Support) -> tuple[LinearForm, Selection]:
         folds = self._folds(support)

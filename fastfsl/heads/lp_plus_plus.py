@@ -8,6 +8,7 @@ from scipy.special import softmax
 from fastfsl.errors import ConfigError
 from fastfsl.heads.base import Head
 from fastfsl.heads.blending import Candidate, Selection, fit_weights, select
+from fastfsl.heads.classes import ClassEmbeddings
 from fastfsl.heads.folds import Folds
 from fastfsl.heads.form import LinearForm
 from fastfsl.heads.nearest_mean import one_hot
@@ -34,6 +35,7 @@ class LPPlusPlus(Head):
         logit_scale: scale of the zero-shot cosines that the first α is drawn to; None means 100.
         num_folds: cross-validation folds at most.
         seed: seed of the folds.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Attributes:
         iterations_: the chosen number of steps.
@@ -49,11 +51,13 @@ class LPPlusPlus(Head):
         logit_scale: float | None = None,
         num_folds: int = 4,
         seed: int = 0,
+        class_embeddings: ClassEmbeddings = None,
     ) -> None:
         self.iterations = iterations
         self.logit_scale = logit_scale
         self.num_folds = num_folds
         self.seed = seed
+        self.class_embeddings = class_embeddings
 
     def _fit(self, support: Support) -> tuple[LinearForm, Selection]:
         folds = self._folds(support)
@@ -73,6 +77,8 @@ class LPPlusPlus(Head):
         grid = tuple(sorted(set(self.iterations))) if folds.rule == "folds" else (_ONE_SHOT_ITERATIONS,)
         scores = np.zeros((len(grid), len(support.labels), support.num_classes))
         for train, held_out in folds:
+            if not train.size:  # a support of one sample
+                continue
             path = self._path(support.features[train], support.labels[train], support.class_embeddings, grid)
             for position, (probe, _) in enumerate(path):
                 scores[position, held_out] = probe.apply(support.plain[held_out])

@@ -1,12 +1,15 @@
 """The checked arrays that a head is fitted on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastfsl.arrays import check_labels, check_width, unit, unit_rows, unit_views
+from fastfsl.arrays import check_width, unit, unit_rows, unit_views
 from fastfsl.errors import DataError, ShapeError
+from fastfsl.heads.classes import ClassEmbeddings, Classes, match_classes
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -18,17 +21,21 @@ class Support:
 
     Attributes:
         features: unit support vectors, (n, d).
+        views: unit features of the V views that each is the mean of, (n, V, d); V = 1 where there is no other.
         plain: unit features of the same samples as they will be classified, (n, d): what is held out.
         labels: class indices, (n,), ascending.
-        class_embeddings: unit text features, (C, d).
-        order: where the samples stood in what was given, (n,).
+        class_embeddings: unit text features, (C, d); zeros where there are no texts, so that there is no prior.
+        order: where the samples stood in what was given, (n,); those beyond stand in for classes without any.
+        given: labels and class embeddings as they were given, matched with the classes.
     """
 
     features: Array
+    views: Array
     plain: Array
     labels: Labels
     class_embeddings: Array
     order: Labels
+    given: Classes
 
     @property
     def num_classes(self) -> int:
@@ -42,28 +49,59 @@ class Support:
 
 
 def check_support(
-    features: ArrayLike, labels: ArrayLike, class_embeddings: ArrayLike, plain_features: ArrayLike | None
+    features: ArrayLike,
+    labels: ArrayLike,
+    class_embeddings: ClassEmbeddings,
+    plain_features: ArrayLike | None,
+    class_names: Sequence[Any] | None = None,
 ) -> Support:
     """Check the arguments of `fit`; of several views of a sample take the renormalised mean.
 
+    A class without a sample is an error, unless the classes are named. Then its text, moved from where the texts are to
+    where the images are, stands in as its one sample: unit(t_c + m - t), m the mean of the class means, t of the texts.
+
     Raises:
         ShapeError: the shapes do not fit together.
-        DataError: a value is not finite, a row is zero, a label names no class or a class has no sample.
+        DataError: a value is not finite, a row is zero, labels and rows of class embeddings cannot be matched, or a
+            class has no sample.
     """
     views = unit_views(features, "features")
     vectors = views[:, 0] if views.shape[1] == 1 else unit(views.mean(axis=1), "means over the views of features")
-    embeddings = unit_rows(class_embeddings, "class_embeddings")
-    check_width(vectors.shape[1], embeddings.shape[1])
-    targets = check_labels(labels, len(vectors), len(embeddings))
-    empty = np.flatnonzero(np.bincount(targets, minlength=len(embeddings)) == 0)
-    if empty.size:
-        raise DataError(
-            f"expected a sample of every class, got none of {', '.join(map(str, empty[:5]))}"
-            f"{', ...' if empty.size > 5 else ''}: add one, or leave these class embeddings out"
-        )
+    classes = match_classes(labels, len(vectors), class_embeddings, class_names)
+    embeddings = _embeddings(classes, vectors.shape[1])
     plain = vectors if plain_features is None else unit_rows(plain_features, "plain_features")
     if plain.shape != vectors.shape:
         raise ShapeError(f"expected plain_features {vectors.shape}, one a sample, got {plain.shape}")
-    keys = [(int(label), row.tobytes(), own.tobytes()) for label, row, own in zip(targets, vectors, plain, strict=True)]
+    targets = classes.labels
+    empty = np.flatnonzero(np.bincount(targets, minlength=len(embeddings)) == 0)
+    if empty.size and (not classes.named or classes.class_embeddings is None):
+        names = ", ".join(map(str, classes.names[empty[:5]].tolist()))
+        raise DataError(
+            f"expected a sample of every class, got none of {names}{', ...' if empty.size > 5 else ''}: add one, leave "
+            "these class embeddings out, or pass class_names and class_embeddings to let the text stand in"
+        )
+    if empty.size:
+        stand_ins = _stand_ins(vectors, targets, embeddings)[empty]
+        plain = np.concatenate([plain, stand_ins])
+        views = np.concatenate([views, np.repeat(stand_ins[:, None], views.shape[1], axis=1)])
+        vectors, targets = np.concatenate([vectors, stand_ins]), np.concatenate([targets, empty])
+    keys = [
+        (int(label), row.tobytes(), own.tobytes(), view.tobytes())
+        for label, row, own, view in zip(targets, vectors, plain, views, strict=True)
+    ]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-    return Support(vectors[order], plain[order], targets[order], embeddings, order)
+    return Support(vectors[order], views[order], plain[order], targets[order], embeddings, order, classes)
+
+
+def _embeddings(classes: Classes, width: int) -> Array:
+    if classes.class_embeddings is None:
+        return np.zeros((len(classes.names), width))
+    embeddings = unit_rows(classes.class_embeddings, "class_embeddings")
+    check_width(width, embeddings.shape[1])
+    return embeddings
+
+
+def _stand_ins(vectors: Array, labels: Labels, embeddings: Array) -> Array:
+    seen = np.unique(labels)
+    centre = np.stack([vectors[labels == label].mean(axis=0) for label in seen]).mean(axis=0)
+    return unit(embeddings + centre - embeddings.mean(axis=0), "stand-ins for classes without a sample")

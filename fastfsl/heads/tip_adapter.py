@@ -6,6 +6,7 @@ import numpy as np
 
 from fastfsl.heads.base import Head, check_grid
 from fastfsl.heads.blending import Candidate, Selection, select
+from fastfsl.heads.classes import ClassEmbeddings
 from fastfsl.heads.folds import Folds
 from fastfsl.heads.form import KernelForm, LinearForm, sharpened
 from fastfsl.heads.nearest_mean import one_hot
@@ -28,6 +29,7 @@ class TipAdapter(Head):
         logit_scale: scale of the zero-shot cosines that a is drawn to; None means 100.
         num_folds: cross-validation folds at most.
         seed: seed of the folds.
+        class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
 
     Attributes:
         alpha_: the chosen alpha.
@@ -43,11 +45,13 @@ class TipAdapter(Head):
         logit_scale: float | None = None,
         num_folds: int = 4,
         seed: int = 0,
+        class_embeddings: ClassEmbeddings = None,
     ) -> None:
         self.betas = betas
         self.logit_scale = logit_scale
         self.num_folds = num_folds
         self.seed = seed
+        self.class_embeddings = class_embeddings
 
     def _fit(self, support: Support) -> tuple[KernelForm, Selection]:
         folds = self._folds(support)

@@ -59,7 +59,7 @@ def fast_pixels(source: ImageSource, preprocessing: Preprocessing) -> Pixels:
         extent = _draft(image, layout, turned)
         load_pixels(image, name)
     else:
-        turned = orientation(load_pixels(image, name)) if encoded else 1
+        turned = orientation(load_pixels(image, name) if encoded else image)
         extent = image.size
         layout = _layout(image.size, turned, preprocessing, name)
     image = _resized_center(plain_mode(image, name), extent, layout, turned, preprocessing.image_size)

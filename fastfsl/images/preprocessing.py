@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastfsl.errors import DataError
-from fastfsl.images.opening import MAX_PIXELS
+from fastfsl.images.limits import MAX_PIXELS
 from fastfsl.images.pillow import pillow
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """MPS-Tuning: Gram alignment, hierarchical sculpting and the tuned tower, in pure torch.
 
+What the alignment keeps small, the mean |S - S'| of the Gram matrices, is an upper bound of the Gromov-Wasserstein
+distance between tuned and frozen features: its value under the identity coupling.
+
 Source: "Preserve and Sculpt", arXiv 2508.12877.
 """
 

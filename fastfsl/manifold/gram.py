@@ -28,6 +28,10 @@ def gram_alignment_loss(
     float32 (float64 stays float64) whatever the dtype of the features, under autocast too. One N x N matrix a Gram is
     kept, for the backward pass.
 
+    Its `l1` form bounds the Gromov-Wasserstein distance of the two sets of features from above: that distance is the
+    least mean |S_ik - S'_jl| over all couplings of their rows, this the mean under the identity coupling, row with row.
+    The `squared` form bounds the square of the distance of order 2.
+
     Args:
         features: rows f, (B, N, d), or (N, d) for a single Gram matrix.
         reference: rows f' of the frozen encoder, of the same shape; they get no gradient.

@@ -18,12 +18,13 @@ from fastfsl.peft.base import SharedTextSource, unit
 from fastfsl.peft.text_tower import TextTower, read_prompts
 
 Tower = Literal["visual", "text"]
+Scaling = Literal["sqrt-rank", "rank"]
 
 
 class CLIPLoRA(SharedTextSource):
     """LoRA on q, k and v of every attention block of CLIP's towers.
 
-        W x  →  W x + (alpha / rank) · B A dropout(x),    A (rank, width) Kaiming-uniform, B (width, rank) zero
+        W x  →  W x + (alpha / √rank) · B A dropout(x),    A (rank, width) Kaiming-uniform, B (width, rank) zero
 
     q, k and v have an A, a B and a dropout mask each. The towers work on a copy of the encoder's model; with the text
     tower among them the class embeddings are computed anew for every batch, with their gradient.
@@ -33,9 +34,10 @@ class CLIPLoRA(SharedTextSource):
         class_names: C names as found in the data.
         templates: as for `encoders.class_embeddings`; each template costs a pass of the text tower.
         rank: of the updates.
-        alpha: their scale, times the rank.
+        alpha: their scale, times the root of the rank.
         dropout: probability on their input, in training.
         towers: which are tuned.
+        scaling: `sqrt-rank`, alpha / √rank as in the released code; `rank`, alpha / rank as in LoRA (arXiv 2106.09685).
 
     Raises:
         ConfigError: a parameter out of its range, or a tower that is not supported.
@@ -58,13 +60,16 @@ class CLIPLoRA(SharedTextSource):
         alpha: float = 1.0,
         dropout: float = 0.25,
         towers: Sequence[Tower] = ("visual", "text"),
+        scaling: Scaling = "sqrt-rank",
     ) -> None:
         super().__init__(encoder)
         if rank < 1 or not 0 <= dropout < 1 or not alpha > 0:
             raise ConfigError(f"expected rank >= 1, 0 <= dropout < 1 and alpha > 0, got {rank}, {dropout} and {alpha}")
         if not towers or not {"visual", "text"}.issuperset(towers):
             raise ConfigError(f"expected towers to be 'visual', 'text' or both, got {tuple(towers)}")
-        self.scale = alpha / rank
+        if scaling not in ("sqrt-rank", "rank"):
+            raise ConfigError(f"expected scaling 'sqrt-rank' or 'rank', got {scaling!r}")
+        self.scale = alpha / (rank if scaling == "rank" else math.sqrt(rank))
         self.clip: Any = copy.deepcopy(encoder.model)
         self.num_classes = len(class_names)
         if "text" in towers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastfsl import bundle
-from fastfsl.errors import BundleError, ConfigError
+from fastfsl.bundle.text_record import MAX_TEMPLATES
+from fastfsl.errors import BundleError, ConfigError, DataError
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.text_encoder import TextEncoder, unit
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 _CLASSES = "class_embeddings"
+# Characters of a class's name, and of a prompt, of which a tokenizer keeps 77 ids or fewer.
+MAX_CLASS_NAME = 1024
+MAX_PROMPT = 2**16
 # Of the logits' scale: what a graph with its own classes and with the same ones given may differ by.
 _MOST_OF_THE_SCALE = 1e-3
 
@@ -58,16 +63,23 @@ class ClassAdder:
         Raises:
             ConfigError: the name or a prompt is empty or known, the bundle cannot read texts, a package is missing, or
                 a part of the bundle was fitted to images of its classes.
+            DataError: the name or a prompt is no text that can be written: it has a lone surrogate or a control
+                character, or is too long.
             BundleError: the bundle's files are altered, or contradict each other.
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(f"expected a class name with a word in it, got {name!r:.80}")
+        _check_text("class name", name, MAX_CLASS_NAME)
         if name in head.class_names:
             raise ConfigError(f"the class {name!r:.80} is known already; choose another name")
         if isinstance(prompts, str):
             prompts = [prompts]
         if prompts is not None and not (prompts and all(isinstance(prompt, str) for prompt in prompts)):
             raise ConfigError(f"expected prompts to be one text or more, or None, got {prompts!r:.80}")
+        if prompts is not None and len(prompts) > MAX_TEMPLATES:
+            raise DataError(f"expected at most {MAX_TEMPLATES} prompts of a class, got {len(prompts)}")
+        for prompt in prompts or ():
+            _check_text("prompt", prompt, MAX_PROMPT)
         if self._manifest.text is None:
             raise ConfigError("this bundle cannot read texts: export it again with --text")
         scale = float(self._manifest.text["linear_scale"])
@@ -99,6 +111,21 @@ class ClassAdder:
         places = bundle.read_class_places(self._path, self._manifest)
         _check_places(flow, places, self._path / bundle.FLOW_GRAPH)
         return texts, places
+
+
+def _check_text(what: str, text: str, most: int) -> None:
+    """Refuse what could not be written to JSON, CSV or a terminal afterwards.
+
+    Raises:
+        DataError: says what is wrong with it.
+    """
+    if len(text) > most:
+        raise DataError(f"expected a {what} of at most {most} characters, got {len(text)}")
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind == "Cs" or (kind == "Cc" and (what == "class name" or character not in "\t\n\r")):
+            name = "a lone surrogate" if kind == "Cs" else "a control character"
+            raise DataError(f"the {what} {text!a:.80} has {name}, U+{ord(character):04X}: take it out")
 
 
 def _check_extensible(readout: bundle.Readout | None, scale: float) -> None:

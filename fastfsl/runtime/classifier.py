@@ -85,6 +85,7 @@ class Classifier:
         gpu_mem_limit: int | None = None,
         on_metrics: Callable[[Metric], None] | None = None,
         warm_up: bool = False,
+        wide_int8: bool = False,
     ) -> Classifier:
         """Check a bundle completely and load it.
 
@@ -111,13 +112,16 @@ class Classifier:
             gpu_mem_limit: bytes that ONNX Runtime may take on the card for each graph; None: what it needs.
             on_metrics: is called with every `fastfsl.runtime.Metric`, from whatever thread it happens on; e.g. what
                 `fastfsl.runtime.prometheus.exporter` returns. What it raises is logged once and costs no answer.
+            wide_int8: run an older int8 bundle where it is refused because the processor would cut sums of its products
+                off at 16 bits (AVX2 or AVX-512 without VNNI): with unsigned weights, which are exact there, in about
+                1.3 times the time. Anywhere else, and with bundles of today, it changes nothing.
             warm_up: compute one batch of every size that is prepared for, so that no request pays for memory, kernels
                 or the import of Pillow.
 
         Raises:
             BundleError: the bundle is incomplete, altered, of an unknown version, or not the expected one.
-            DeviceError: CUDA or compiled kernels were asked for and did not come up, or both onnxruntime packages are
-                installed.
+            DeviceError: CUDA or compiled kernels were asked for and did not come up, both onnxruntime packages are
+                installed, or this processor would compute an older int8 bundle wrongly (see `wide_int8`).
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         max_batch = check_count("max_batch", max_batch)
@@ -129,6 +133,7 @@ class Classifier:
             "gpu_mem_limit": check_memory_limit(gpu_mem_limit, device),
             "preprocess": preprocess,
             "image_threads": check_reading(preprocess, image_threads),
+            "wide_int8": wide_int8,
         }
         loaded = load_bundle(path, **options, expected_digest=expected_digest)
         if warm_up:
@@ -197,6 +202,17 @@ class Classifier:
     def __reduce__(self) -> tuple[Callable[..., Classifier], Any]:
         return self._recipe.pickled(type(self), self._classes_to_copy())
 
+    def __repr__(self) -> str:
+        """The bundle, its method, the number of classes, and where they are computed; a closed one says so."""
+        loaded, head = getattr(self, "_loaded", None), getattr(self, "_head", None)
+        if loaded is None or head is None or self._closing:
+            return f"<Classifier {str(self._recipe.path)!r}: closed>"
+        device = "cuda" if loaded.on_card() else "cpu"
+        return (
+            f"<Classifier {str(self._recipe.path)!r}: method {loaded.manifest.method}, "
+            f"{len(head.class_names)} classes, on {device}>"
+        )
+
     def __copy__(self) -> Classifier:
         return self._recipe.copied(type(self), self._classes_to_copy())
 
@@ -229,7 +245,8 @@ class Classifier:
         """Classify images.
 
         Args:
-            images: one image or any number: paths, bytes of image files, PIL images, uint8 arrays (H, W, 3).
+            images: one image or any number: paths, bytes of image files, open files, PIL images, or uint8 arrays of
+                shape (H, W, 3).
             top_k: classes per image; more than there are means all.
             on_error: "raise" on the first unreadable image, or "mark" its prediction with the error and go on.
 
@@ -397,8 +414,9 @@ class Classifier:
 
         ``providers`` holds, for each graph, the execution providers its session really has, best first, and
         ``cuda_graphs``, for those on a card, "captured" or why there are none; ``device_fallback`` why "auto" came down
-        to the CPU, or None; ``int8_warning`` why int8 may answer otherwise on this processor, or None; ``flow`` what
-        computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without a flow; ``readout``
+        to the CPU, or None; ``int8`` the largest sum of two adjacent int8 weights, whether no processor cuts their
+        products' sums off, and whether they are computed with unsigned weights here, or None without int8; ``flow``
+        what computes the flow, "onnxruntime" or e.g. "compiled sm_90", and the reason, or None without; ``readout``
         what numpy computes: the weight of the flow's logits, whether there is a linear part, the kernels, temperature
         and threshold, or None if the logits are simply the flow's; ``blend`` the weight in use, and whether the blend
         is normalised, or None if the encoder is no blend; ``added_classes`` what ``add_class`` added.

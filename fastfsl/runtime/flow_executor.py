@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastfsl.errors import DeviceError
+from fastfsl.runtime.arena import ROWS_AT_ONCE
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.metrics import UNHEARD, Metrics
-from fastfsl.runtime.session import run_finite
+from fastfsl.runtime.session import on_cpu, run_finite
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fastfsl import bundle
     from fastfsl.runtime.cuda_driver import Device
     from fastfsl.runtime.cuda_flow import CompiledFlow
@@ -162,7 +163,13 @@ class FlowExecutor:
             except DeviceError as error:
                 self._give_up(error)
         classes = {} if self.class_embeddings is None else {"class_embeddings": self.class_embeddings}
-        return run_finite(self.session, output, {"image_embeds": embeds, **classes})
+        # On the processor few at once: the memory that a graph may take is for so many.
+        step = ROWS_AT_ONCE if on_cpu(self.session) else len(embeds)
+        parts = [
+            run_finite(self.session, output, {"image_embeds": embeds[start : start + step], **classes})
+            for start in range(0, len(embeds), step)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _give_up(self, error: DeviceError) -> None:
         """Leave the flow to its graph from now on.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastfsl.errors import ClosedError, ConfigError, DataError, ShapeError
-from fastfsl.images import PREPROCESS, Preprocessing
+from fastfsl.errors import ClosedError, ConfigError, DataError, ShapeError, memory_error, resource_error
+from fastfsl.images import PREPROCESS, Preprocessing, source_name
 from fastfsl.runtime.forking import forks, undisturbed
 from fastfsl.runtime.metrics import UNHEARD
 from fastfsl.runtime.session import MAX_THREADS, check_count
@@ -62,13 +62,26 @@ class ImageReader:
         Raises:
             DataError: the image cannot be read; it is named.
             ShapeError: an array of another shape or dtype.
+            ResourceError: the machine has no memory or file handles left, or its storage fails.
         """
-        with undisturbed, self.metrics.timed("decode"):
-            return self._prepare(source, self._preprocessing)
+        try:
+            with undisturbed, self.metrics.timed("decode"):
+                return self._prepare(source, self._preprocessing)
+        except MemoryError as error:
+            raise memory_error(f"read the image {source_name(source)}") from error
 
     def submit(self, source: Any) -> Future[Pixels]:  # noqa: ANN401 - checked by open_image
         """The same on a thread of the pool."""
-        return self._pool.submit(self.read_one, source)
+        return self._hand_over(self.read_one, source)
+
+    def _hand_over(self, work: Callable[[Any], Any], item: object) -> Future[Any]:
+        try:
+            return self._pool.submit(work, item)
+        except RuntimeError as error:
+            fault = resource_error(error, "decode images")  # no thread can be had
+            if fault is None:
+                raise
+            raise fault from error
 
     def batches(self, sources: Iterable[Any], size: int) -> Generator[tuple[Pixels, Errors]]:
         """Prepare images batch by batch; while the caller works on one, the next is being read.
@@ -125,7 +138,7 @@ class ImageReader:
                 return _without_frames(error)
             return None
 
-        return _Batch(pixels, read, None if here else [self._pool.submit(read, index) for index in range(len(sources))])
+        return _Batch(pixels, read, None if here else [self._hand_over(read, index) for index in range(len(sources))])
 
 
 class _Batch:
@@ -196,7 +209,7 @@ def image_items(images: Any) -> Iterable[Any]:  # noqa: ANN401 - anything: what 
         return [images]
     if isinstance(images, np.ndarray):
         return images if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not hasattr(images, "tobytes"):
+    if isinstance(images, Iterable) and not hasattr(images, "tobytes") and not hasattr(images, "read"):
         return images
     return [images]
 

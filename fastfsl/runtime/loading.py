@@ -6,19 +6,22 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastfsl import bundle
 from fastfsl.bundle.flow_launches import MAX_BUCKET, row_bucket
+from fastfsl.bundle.onnx_graph import GraphFacts, check_graph_file
 from fastfsl.errors import ConfigError
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.flow_executor import FLOWS
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder, blend_weight
 from fastfsl.runtime.image_reader import check_reading
-from fastfsl.runtime.precision import graph_device, int8_warning
+from fastfsl.runtime.int8_sums import Int8Sums
+from fastfsl.runtime.precision import graph_device
 from fastfsl.runtime.session import (
     Session,
     check_memory_limit,
@@ -125,6 +128,7 @@ def load_bundle(
     preprocess: str,
     image_threads: int | None,
     expected_digest: str | None = None,
+    wide_int8: bool = False,
 ) -> Loaded:
     """Check a bundle completely and load it; arguments and errors as for `Classifier.load`."""
     if flow not in FLOWS:
@@ -134,22 +138,28 @@ def load_bundle(
     manifest, digest = bundle.read_pinned(path, expected_digest)
     weight = blend_weight(manifest, alpha)
     for name in manifest.files:
-        if name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
+        if name == bundle.FLOW_PLAN:
+            bundle.check_plan(path, manifest)
+        elif name not in (bundle.VISUAL_GRAPH, bundle.FLOW_GRAPH, bundle.READOUT):  # these are checked when read
             bundle.check_file(path, manifest, name)
 
     fallbacks: list[tuple[int, str]] = []
+    graphs: dict[str, GraphFacts] = {}
 
     graphs_on = graph_device(manifest.precision, device)
+    sums = Int8Sums(path, manifest, widen=wide_int8)
 
     def create(model: bytes, name: str, card: Device | None = None, *, small_products: bool = False) -> Session:
+        half = manifest.precision == "fp16"
+        graphs[name] = check_graph_file(model, name, half=half)
         return create_row_session(
-            model,
+            sums.computable(model, name),
             name,
             device=graphs_on,
             num_threads=num_threads,
             card=card,
             gpu_mem_limit=gpu_mem_limit,
-            half=manifest.precision == "fp16",
+            half=half,
             small_products=small_products,
             fallbacks=fallbacks,
         )
@@ -167,12 +177,16 @@ def load_bundle(
         image_threads=image_threads,
         num_threads=num_threads,
     )
+    sums.check_record()
+    met = {name: graphs[str(Path(path) / name)] for name in manifest.files if str(Path(path) / name) in graphs}
+    bundle.check_graphs(manifest, met, path)
     origin = {
         "bundle": os.fspath(path),
         "digest": digest,
         "device": device,
         "device_fallback": fallbacks[0][1] if fallbacks else None,
-        "int8_warning": int8_warning(manifest.precision),
+        "int8": sums.describe(),
+        "wide_int8": wide_int8,
         "num_threads": num_threads,
         "gpu_mem_limit": gpu_mem_limit,
         "blend": None if manifest.blend is None else {**manifest.blend, "alpha": weight},
@@ -180,7 +194,5 @@ def load_bundle(
     loaded = Loaded(manifest, head, encoder, origin)
     for level, reason in fallbacks[:1]:
         _log.log(level, "device='auto' came down to the CPU: %s", reason)
-    if origin["int8_warning"] is not None:
-        _log.warning("%s: %s", origin["bundle"], origin["int8_warning"])
     _log.info("loaded %s: %s", origin["bundle"], loaded.where())
     return loaded

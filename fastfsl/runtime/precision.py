@@ -2,41 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 from fastfsl.errors import DeviceError
 from fastfsl.runtime.probe import probe
-
-_CPUINFO = Path("/proc/cpuinfo")
-# Any of them sums products of bytes in 32 bits.
-_WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
-
-
-def int8_warning(precision: str, cpuinfo: Path = _CPUINFO) -> str | None:
-    """Why a bundle may answer otherwise here than where it was checked; None: it does not, or nothing is known.
-
-    With AVX2 and AVX-512 alone ONNX Runtime sums pairs of products of bytes in 16 bits, up to 2 * 255 * 127, and what
-    is beyond 32767 is cut off. ARM's instructions, and the ones asked for here, have no such limit.
-
-    Args:
-        precision: the bundle's.
-        cpuinfo: what Linux says of the processor.
-    """
-    if precision != "int8" or platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
-    try:
-        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
-            flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
-    except OSError:  # no Linux
-        return None
-    if flags is None or _WIDE_SUMS & set(flags):
-        return None
-    return (
-        "this bundle is int8, and this processor has neither VNNI nor AMX: large sums are cut off at 16 bits, so "
-        "answers may differ from those that were checked at the export; compare with `fastfsl evaluate`, export on "
-        "this processor, or export with --precision fp32"
-    )
 
 
 def graph_device(precision: str, device: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from fastfsl.errors import DataError
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(dict[str, Any]):
     """The most probable classes of one input, best first.
+
+    It is a dictionary of its fields as well, of Python's own types, so that ``json.dumps(prediction)`` works, and so
+    does answering with it from a web framework. It cannot be changed.
 
     Args:
         labels: class names; empty when the input could not be read.
@@ -27,6 +30,26 @@ class Prediction:
     probabilities: tuple[float, ...]
     error: str | None = None
     known: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Take Python's types: numpy's numbers are no JSON."""
+        object.__setattr__(self, "labels", tuple(map(str, self.labels)))
+        object.__setattr__(self, "probabilities", tuple(map(float, self.probabilities)))
+        object.__setattr__(self, "known", None if self.known is None else bool(self.known))
+        dict.update(self, labels=self.labels, probabilities=self.probabilities, error=self.error, known=self.known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dictionary of JSON values: ``labels`` and ``probabilities`` are lists."""
+        return {**self, "labels": list(self.labels), "probabilities": list(self.probabilities)}
+
+    def __reduce__(self) -> tuple[type[Prediction], tuple[Any, ...]]:
+        return Prediction, (self.labels, self.probabilities, self.error, self.known)
+
+    def _unchangeable(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a Prediction cannot be changed: change what to_dict() gives")
+
+    __setitem__ = __delitem__ = __ior__ = _unchangeable
+    clear = pop = popitem = setdefault = update = _unchangeable
 
     @property
     def label(self) -> str:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastfsl.bundle.onnx_graph import check_graph_file
-from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError
+from fastfsl.bundle.onnx_graph import GraphFacts, check_graph_file
+from fastfsl.errors import BundleError, ConfigError, DeviceError, FastFSLError, resource_error
+from fastfsl.runtime.arena import VARIABLE, arena_bytes, bounded, limit_folding
 from fastfsl.runtime.bucket_session import BucketSession
 from fastfsl.runtime.cuda_session import CudaSession
 from fastfsl.runtime.forking import keep_in_child, undisturbed, without_telemetry
-from fastfsl.runtime.row_parallel import RowParallelSession
+from fastfsl.runtime.row_parallel import ROWS_PER_THREAD, RowParallelSession
 from fastfsl.runtime.threads import available_cpus, default_threads
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ _CUDA_OPTIONS = {
 # The first release in which the option was seen; older ones ignore it and would spin without bound.
 _SPIN_DURATION_SINCE = (1, 31)
 _ADVICE = "run `fastfsl doctor` to see what is missing, or choose device='cpu'"
+
+# What ONNX Runtime says when an arena has reached its maximum.
+_ARENA_FULL = "Available memory of"
 
 _log = logging.getLogger("fastfsl.runtime")
 
@@ -120,12 +124,12 @@ def create_session(
     num_threads = check_threads(num_threads)
     gpu_mem_limit = check_memory_limit(gpu_mem_limit, device)
     onnxruntime = load_onnxruntime()
-    check_graph_file(model, name, half=half and device == "cuda")
+    facts = check_graph_file(model, name, half=half and device == "cuda")
     threads = default_threads() if num_threads is None else num_threads
     if device == "cpu":
-        return _create(onnxruntime, model, name, [_CPU], threads)
+        return _create(onnxruntime, model, name, facts, [_CPU], threads)
     try:
-        return _create_on_cuda(onnxruntime, model, name, threads, card, gpu_mem_limit, in_buckets=in_buckets)
+        return _create_on_cuda(onnxruntime, model, name, facts, threads, card, gpu_mem_limit, in_buckets=in_buckets)
     except DeviceError as error:
         if device == "cuda":
             raise DeviceError(f"device='cuda': {error}; {_ADVICE}") from error
@@ -133,7 +137,7 @@ def create_session(
             # Of a build for the CPU one expects nothing else; a card that goes unused is worth a word.
             built = _CUDA in onnxruntime.get_available_providers()
             fallbacks.append((logging.WARNING if built else logging.INFO, str(error)))
-        return _create(onnxruntime, model, name, [_CPU], threads)
+        return _create(onnxruntime, model, name, facts, [_CPU], threads)
 
 
 def create_row_session(
@@ -173,7 +177,8 @@ def create_row_session(
         return RowParallelSession(shared, shared, threads)
     if len(model) > MAX_TWICE_BYTES:
         return shared
-    return RowParallelSession(shared, _create(load_onnxruntime(), model, name, [_CPU], 1), threads)
+    single = _create(load_onnxruntime(), model, name, check_graph_file(model, name), [_CPU], 1)
+    return RowParallelSession(shared, single, threads)
 
 
 def on_cpu(session: Session) -> bool:
@@ -194,7 +199,16 @@ def run_rows(session: Session, output: str, feed: Mapping[str, Any]) -> np.ndarr
         raise
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); export it again") from error
+        remedy, fault = "export it again", resource_error(error, f"compute {output}")
+        if _ARENA_FULL in reason:
+            remedy, fault = (
+                (
+                    "it needs more memory than its graph may take here: if you trust the bundle, set "
+                    f"{VARIABLE} in the environment to more bytes, or to 0 for no bound"
+                ),
+                None,
+            )
+        raise fault or BundleError(f"onnxruntime cannot compute the bundle's {output} ({reason}); {remedy}") from error
     rows = len(next(iter(feed.values())))
     if not isinstance(result, np.ndarray) or result.dtype != np.float32 or result.ndim != 2 or len(result) != rows:
         shape = getattr(result, "shape", None)
@@ -319,6 +333,7 @@ def _create_on_cuda(
     onnxruntime: ModuleType,
     model: bytes,
     name: str,
+    facts: GraphFacts,
     threads: int,
     card: Device | None,
     gpu_mem_limit: int | None,
@@ -344,13 +359,14 @@ def _create_on_cuda(
     refused = None
     if in_buckets and card is None:
         try:
-            session = _create(onnxruntime, model, name, [(_CUDA, {**options, "enable_cuda_graph": "1"}), _CPU], threads)
+            captured = (_CUDA, {**options, "enable_cuda_graph": "1"})
+            session = _create(onnxruntime, model, name, facts, [captured, _CPU], threads)
             if _CUDA in session.get_providers():
                 return BucketSession(session, onnxruntime)
         except BundleError as error:  # a graph with parts on the CPU cannot be captured
             refused = str(error)
     try:
-        session = _create(onnxruntime, model, name, [(_CUDA, options), _CPU], threads)
+        session = _create(onnxruntime, model, name, facts, [(_CUDA, options), _CPU], threads)
     except BundleError as error:
         # Without a usable GPU the provider may also refuse to start; on the CPU the same model tells which it was.
         raise DeviceError(str(error)) from error
@@ -364,7 +380,9 @@ def _create_on_cuda(
     return BucketSession(session, onnxruntime, refused)
 
 
-def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[Any], threads: int) -> Session:
+def _create(
+    onnxruntime: ModuleType, model: bytes, name: str, facts: GraphFacts, providers: list[Any], threads: int
+) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -378,12 +396,18 @@ def _create(onnxruntime: ModuleType, model: bytes, name: str, providers: list[An
     # directory. A bundle's graphs have none, and no file can lie below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # errors come back as exceptions; stderr stays the application's
+    without = limit_folding(onnxruntime, options, facts)
+    # On a card gpu_mem_limit bounds the memory.
+    rows = ROWS_PER_THREAD * max(threads, available_cpus())
+    max_bytes = arena_bytes(facts, rows) if providers == [_CPU] else 0
     try:
-        with undisturbed:
-            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        with undisturbed, bounded(onnxruntime, options, max_bytes):
+            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0, **without)
     except Exception as error:  # onnxruntime raises a type of its own for each status code
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{name}: onnxruntime cannot load the model ({reason}); export it again") from error
+        raise resource_error(error, f"load {name}") or BundleError(
+            f"{name}: onnxruntime cannot load the model ({reason}); export it again"
+        ) from error
     # onnxruntime keeps the model's bytes for the fallback that is switched off; they would double the memory.
     session._model_bytes = None  # noqa: SLF001 - there is no public way to let go of them
     keep_in_child(session)  # its destructor waits for threads that a forked child does not have

@@ -36,7 +36,7 @@ FIELDS = {
     "training": {"num_shots": 16, "seed": 0, "support_digests": ["1" * 64]},
     "created": "2026-01-02T03:04:05+00:00",
 }
-FILES = ("visual/model.onnx", "flow/model.onnx", "flow/plan.safetensors", "heads/readout.safetensors", "README.md")
+FILES = ("visual/model.onnx", "flow/model.onnx", "flow/plan.safetensors", "heads/readout.safetensors", "LICENSE")
 
 
 def _write(target: Path, fields=FIELDS, names=FILES, **options) -> Manifest:
@@ -160,7 +160,7 @@ def test_manifests_with_any_bytes_changed(edits, cut):
         (json.dumps({**_VALID, "metrics": json.loads("[" * 40 + "]" * 40)}).encode(), "deeply"),
         (json.dumps({**_VALID, "encoder": None}).encode(), "come together"),
         (json.dumps({**_VALID, "preprocessing": None}).encode(), "come together"),
-        (json.dumps({**_VALID, "files": {"flow/model.onnx": _VALID["files"]["README.md"]}}).encode(), "come together"),
+        (json.dumps({**_VALID, "files": {"flow/model.onnx": _VALID["files"]["LICENSE"]}}).encode(), "come together"),
         (json.dumps({**_VALID, "files": []}).encode(), "'files' must be an object"),
         (json.dumps({**_VALID, "read_steps": [2, 0]}).encode(), "ascending"),
         (json.dumps({**_VALID, "read_steps": [0, 0, 2]}).encode(), "ascending"),
@@ -219,7 +219,7 @@ def test_a_flow_or_a_readout_or_both(values):
     ("values", "message"),
     [
         ({**_FEATURES, "files": {}}, r"must list flow/model\.onnx, heads/readout\.safetensors or both"),
-        ({**_NO_FLOW, "files": {"README.md": _ENTRY}}, r"must list flow/model\.onnx"),
+        ({**_NO_FLOW, "files": {"LICENSE": _ENTRY}}, r"must list flow/model\.onnx"),
         ({**_NO_FLOW, "num_steps": 1}, r"without flow/model\.onnx 'num_steps' is 0"),
         ({**_NO_FLOW, "step_size": 0.1}, r"without flow/model\.onnx"),
         ({**_NO_FLOW, "read_steps": [0]}, r"without flow/model\.onnx"),
@@ -244,7 +244,7 @@ def test_a_blend_may_be_left_out_and_holds_its_weight(alpha):
         assert Manifest.from_json(json.dumps(values).encode()).blend is None
 
 
-@pytest.mark.parametrize("key", [key for key in _VALID if key not in {"read_steps", "blend", "kernels", "text"}])
+@pytest.mark.parametrize("key", sorted(set(_VALID) - {"read_steps", "blend", "kernels", "text", "int8"}))
 def test_every_other_key_is_required(key):
     with pytest.raises(BundleError, match=key):
         Manifest.from_json(json.dumps({k: v for k, v in _VALID.items() if k != key}).encode())
@@ -262,7 +262,7 @@ def test_folders_that_are_no_bundles(tmp_path):
     with pytest.raises(BundleError, match="fastfsl export"):
         bundle.read_manifest(tmp_path)
     (tmp_path / "manifest.json").symlink_to("/etc/hostname")
-    with pytest.raises(BundleError, match="regular file"):
+    with pytest.raises(BundleError, match="symbolic link that leaves the bundle"):
         bundle.read_manifest(tmp_path)
 
 
@@ -296,13 +296,12 @@ def test_paths_that_could_leave_the_bundle(made, name):
         bundle.check_bundle(made)
 
 
-@pytest.mark.parametrize("target", ["outside", "bundle/README.md"], ids=["outside", "inside"])
-def test_symbolic_links_are_refused(made, target):
-    """Even one to the right contents: where it points can change after the check."""
+def test_a_link_out_of_the_bundle_is_refused(made):
+    """Even one to the right contents."""
     (made.parent / "outside").write_bytes(b"visual/model.onnx")
     (made / "visual" / "model.onnx").unlink()
-    (made / "visual" / "model.onnx").symlink_to(made.parent / target)
-    with pytest.raises(BundleError, match="symbolic link"):
+    (made / "visual" / "model.onnx").symlink_to(made.parent / "outside")
+    with pytest.raises(BundleError, match="symbolic link that leaves the bundle"):
         bundle.check_bundle(made)
 
 
@@ -355,7 +354,7 @@ def test_damaged_files_are_named_with_the_remedy(made, name, damage, message):
 
 def test_read_file_returns_what_was_checked(made):
     manifest = bundle.read_manifest(made)
-    assert bundle.read_file(made, manifest, "README.md") == b"README.md"
+    assert bundle.read_file(made, manifest, "LICENSE") == b"LICENSE"
     with pytest.raises(BundleError, match="manifest lists no"):
         bundle.read_file(made, manifest, "other.bin")
 
@@ -405,7 +404,7 @@ def test_a_failed_replacement_brings_the_old_bundle_back(made, monkeypatch):
     rename = Path.rename
 
     def failing(self, target):
-        if "partial" in self.name:
+        if self.name == "new":
             raise OSError(errno.ENOSPC, "disk full")
         return rename(self, target)
 

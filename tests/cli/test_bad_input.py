@@ -91,7 +91,17 @@ def test_one_class_only(refused, folder, tmp_path):
 
 
 def test_fewer_images_than_shots(refused, folder, tmp_path):
-    refused("train", folder, "--out", tmp_path / "run", "--shots", 5, *TINY, words=["'ant' (4)", "at most 4"])
+    refused(
+        "train",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--shots",
+        5,
+        "--exact-shots",
+        *TINY,
+        words=["'ant' (4)", "at most 4"],
+    )
 
 
 def test_unknown_method(refused, folder, tmp_path):

@@ -143,7 +143,7 @@ def test_images_are_encoded_once_and_compared(compare, tmp_path, pictures, monke
     ("arguments", "words"),
     [
         (("--shots", "1,two"), ["--shots", "1,two"]),
-        (("--shots", "9"), ["at most 5"]),
+        (("--shots", "9", "--exact-shots"), ["at most 5"]),
         (("--shots", ""), ["number of shots"]),
         (("--seeds", "0"), ["at least one seed"]),
         (("--methods", "gdaa"), ["'gdaa'", "gda"]),

@@ -11,7 +11,8 @@ import pytest
 
 from fastfsl.cli import parts as PARTS
 from fastfsl.cli.doctor import compiled_kernels, find_gpus, find_problems, parse_nvidia_smi
-from fastfsl.cli.machine import processor, threads
+from fastfsl.cli.machine import threads
+from fastfsl.runtime.processor import processor
 from tests.runtime.fake_driver import FakeDriver
 
 # The package's attribute of that name is the command, not the module.
@@ -208,9 +209,34 @@ def test_missing_parts_are_no_problem_but_have_their_command(fastfsl, monkeypatc
 def test_packages_that_are_too_old(monkeypatch):
     versions = {"a": "1.9", "b": "2.0.0", "c": "10.1rc1", "e": "3.0+cpu"}
     monkeypatch.setattr(PARTS, "version_of", versions.get)
-    lines = ["a[x]>=1.10", "b>=2", "c >= 9; extra == 'dev'", "d>=1", "e>=3.0", "fastfsl[train]", "f"]
-    assert PARTS.outdated(lines) == [{"package": "a", "installed": "1.9", "wanted": "1.10"}]
+    lines = ["a[x]>=1.10", "b>=2", "c >= 11; extra == 'dev'", "d>=1", "e>=3.0", "fastfsl[train]", "f"]
+    assert PARTS.outdated(lines) == [
+        {"package": "a", "installed": "1.9", "wanted": "1.10"},
+        {"package": "c", "installed": "10.1rc1", "wanted": "11"},
+    ]
     assert isinstance(PARTS.outdated(), list)
+
+
+def test_what_an_extra_asks_for_is_judged_where_it_is_installed(monkeypatch):
+    """Every environment has some setuptools, which only development needs in a certain version."""
+    versions = {"numpy": "2.0", "setuptools": "65.5", "torch": "2.0"}
+    monkeypatch.setattr(PARTS, "version_of", versions.get)
+    lines = [
+        "numpy>=1.26",
+        "setuptools>=77; extra == 'dev'",
+        'ruff>=0.14; extra == "dev"',
+        "torch>=2.11; extra=='train'",
+    ]
+    assert PARTS.outdated(lines) == []
+    versions["ruff"] = "0.15"
+    assert [old["package"] for old in PARTS.outdated(lines)] == ["setuptools"]
+    versions.update(dict.fromkeys(PARTS.PARTS["train"][1], "99"), torch="2.0")
+    assert [old["package"] for old in PARTS.outdated(lines)] == ["setuptools", "torch"]
+
+
+def test_training_alone_needs_no_runtime():
+    packages = {"torch": "2.15", "open_clip_torch": "3.3", "pillow": "12"}
+    assert find_problems(packages, [], [], {}) == []
 
 
 def test_an_old_package_is_a_problem(fastfsl, monkeypatch):

@@ -166,3 +166,15 @@ def test_files_that_are_no_part_of_the_bundle_are_told(fastfsl, write_bundle, tm
     result = fastfsl("inspect", path, "--json")
     assert result.document["unlisted"] == ["notes.txt"]
     assert "notes.txt" in result.stderr
+
+
+def test_what_may_be_edited_is_told_without_a_warning(fastfsl, write_bundle, tmp_path):
+    path = write_bundle(tmp_path / "bundle")
+    digest = fastfsl("inspect", path, "--digest").stdout
+    (path / "README.md").write_text("# Mine\n")
+    (path / ".gitattributes").write_text("*.onnx filter=lfs\n")
+    result = fastfsl("inspect", path, "--json")
+    assert result.exit_code == 0
+    assert result.document["unverified"] == [".gitattributes", "README.md"]
+    assert result.stderr == ""
+    assert fastfsl("inspect", path, "--digest").stdout == digest

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
+from fastfsl.arrays import LogitScaleWarning
 from fastfsl.data import FeatureDataset, read_feature_file, write_feature_file
 from fastfsl.errors import ConfigError, DataError, FastFSLError, ShapeError
 
@@ -135,6 +136,71 @@ def test_unusable_arrays(tmp_path, suffix, changes, kind, message):
         read_feature_file(path)
 
 
+TEXTS = np.array(["bee", "cat", "ant", "bee", "cat", "ant"])
+QUERY = np.array(["ant", "bee", "cat"])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["bee", "cat", "ant"], [0, 1, 2, 0, 1, 2]),  # rows as the names say
+        (None, [1, 2, 0, 1, 2, 0]),  # rows in ascending order
+    ],
+)
+def test_text_labels_are_class_names(tmp_path, suffix, names, expected):
+    path = tmp_path / f"f{suffix}"
+    arrays = _arrays(train_labels=TEXTS, test_labels=QUERY, class_names=None if names is None else np.array(names))
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        texts = {name: arrays.pop(name) for name in list(arrays) if np.asarray(arrays[name]).dtype.kind == "U"}
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        save_file(arrays, path, {name: json.dumps(array.tolist()) for name, array in texts.items()})
+    dataset = read_feature_file(path)
+    assert dataset.class_names == (tuple(names) if names else ("ant", "bee", "cat"))
+    assert dataset.split("train")[1].tolist() == expected
+    assert [dataset.class_names[label] for label in dataset.split("test")[1]] == QUERY.tolist()
+
+
+def test_bytes_are_texts_too(tmp_path):
+    changes = {"train_labels": TEXTS.astype("S"), "test_labels": QUERY.astype("S"), "class_names": None}
+    assert read_feature_file(_write(tmp_path / "f.npz", _arrays(**changes))).class_names == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("names", [None, np.array(["ant", "bee", "cat"])])
+def test_labels_from_one_on_follow_the_rows(tmp_path, names):
+    changes = {"train_labels": np.array([3, 2, 1, 3, 2, 1]), "test_labels": np.array([1, 2, 2]), "class_names": names}
+    dataset = read_feature_file(_write(tmp_path / "f.npz", _arrays(**changes)))
+    assert dataset.split("train")[1].tolist() == [2, 1, 0, 2, 1, 0]
+    assert dataset.split("test")[1].tolist() == [0, 1, 1]
+    assert dataset.class_names == (("class 1", "class 2", "class 3") if names is None else tuple(names))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.array(["ant", "bee", "cat", "bea", "ant", "ant"])}, r"\[3\] is 'bea'.*mean 'bee'"),
+        ({"class_names": None, "test_labels": np.array(["dog", "bee", "cat"])}, "4 classes .*3 rows: add class_names"),
+        ({"test_labels": np.array([0, 1, 2])}, "train_labels holds texts and test_labels int64"),
+        ({"train_labels": TEXTS.astype(object)}, r"train_labels holds Python objects.*unpickled.*dtype=str"),
+        ({"class_names": QUERY.astype(object)}, r"class_names holds Python objects.*unpickled.*dtype=str"),
+        ({"train_labels": np.array([b"\xff"] * 6)}, "no UTF-8"),
+    ],
+)
+def test_text_labels_that_do_not_fit(tmp_path, changes, message):
+    path = _write(tmp_path / "f.npz", _arrays(**{"train_labels": TEXTS, "test_labels": QUERY, **changes}))
+    with pytest.raises(DataError, match=message):
+        read_feature_file(path)
+
+
+@pytest.mark.parametrize("scale", [4.605, 2.659, 0.07])
+def test_a_stored_logarithm_is_warned_of(tmp_path, scale):
+    path = _write(tmp_path / "f.npz", _arrays(logit_scale=np.float64(scale)))
+    with pytest.warns(LogitScaleWarning, match=r"did you mean (exp of it, (99\.98|14\.)|1 / 0\.07)"):
+        assert read_feature_file(path).logit_scale == scale
+
+
 def test_no_split_at_all(tmp_path):
     path = _write(tmp_path / "f.npz", {"class_embeddings": _EMBEDDINGS, "features": _TRAIN})
     with pytest.raises(
@@ -210,7 +276,7 @@ def test_round_trip(tmp_path, suffix, data):
         class_names=tuple(names),
         splits={"train": (features, labels), "test": (features.reshape(-1, dim)[:rows], labels)},
         class_embeddings=data.draw(hnp.arrays(np.float32, (num_classes, dim), elements=values)),
-        logit_scale=data.draw(st.floats(0.1, 1000)),
+        logit_scale=data.draw(st.floats(10, 1000)),
     )
     path = tmp_path / f"f{suffix}"
     write_feature_file(path, dataset)

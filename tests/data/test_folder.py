@@ -61,7 +61,11 @@ def test_extensions_match_in_any_case_and_the_rest_is_counted(make_images):
     dataset = read_folder(root)
     assert dataset.class_names == ("a", "b")
     assert [item for item, _ in _items(dataset, "train")] == ["a/1.JPeG", "a/2.png", "a/sub/deeper/3.WebP", "b/1.bmp"]
-    assert dataset.num_ignored == 2
+    assert dataset.skipped.counts == {
+        "hidden or of the system": 4,
+        "no image (.txt)": 1,
+        "beside the class folders": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_extensions_match_in_any_case_and_the_rest_is_counted(make_images):
         (["lonely/1.png"], r"one class only \('lonely'\)"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], r"'c' in test/ but not in train/"),
         (["train/a/1.png", "train/b/1.png", "val/B/1.png"], r"'B' in val/ but not in train/.*spelt alike"),
-        (["train/a/1.png", "train/b/1.png", "valid/a/1.png"], r"beside them, 'valid'"),
+        (["train/a/1.png", "train/b/1.png", "more/a/1.png"], r"beside them, 'more'"),
         (["a/1.png", "b/c/2.txt"], r"no image file in the train folder of 'b'"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.txt"], r"no image file in the test folder of 'a'"),
     ],

@@ -27,10 +27,10 @@ def test_unknown_paths(make_images, tmp_path):
     for impossible in ("x" * 5000, "nul\0byte"):
         with pytest.raises(DataError, match="does not exist"):
             load_dataset(impossible)
-    (tmp_path / "data.csv").touch()
+    (tmp_path / "data.zip").touch()
     with pytest.raises(DataError, match="no known kind"):
-        load_dataset(tmp_path / "data.csv")
-    with pytest.raises(ConfigError, match="image root goes with a split file"):
+        load_dataset(tmp_path / "data.zip")
+    with pytest.raises(ConfigError, match="an image root go with a table or a split file"):
         load_dataset(make_images("ant/1.png", "bee/1.png"), image_root=tmp_path)
 
 

@@ -41,13 +41,22 @@ def test_many_prompts_take_several_batches(encoder):
 
 def test_classes_that_read_alike_are_warned_of(encoder):
     long = "very " * 30
-    with pytest.warns(UserWarning, match=r"reads 'a photo of a very .* as the same text \(it takes 16 tokens\)"):
+    with pytest.warns(UserWarning, match=r"same text \(it takes 16 tokens.* cat' = 'very .* dog'"):
         class_embeddings(encoder, [f"{long} cat", f"{long} dog"])
 
 
 def test_classes_that_differ_in_underscores_alone_are_warned_of(encoder):
-    with pytest.warns(UserWarning, match="cannot tell the classes 'red_kite' and 'red kite' apart"):
+    with pytest.warns(UserWarning, match="cannot tell them apart: 'red_kite' = 'red kite'; change"):
         class_embeddings(encoder, ["red_kite", "red kite"])
+
+
+def test_every_group_of_classes_that_read_alike_is_named(encoder):
+    names = ["red kite", "owl", "red_kite", "Red Kite", "OWL", "tern", "sea  gull", "sea gull"]
+    with pytest.warns(UserWarning, match="cannot tell them apart") as caught:
+        class_embeddings(encoder, names, ["a {}.", "the {}."])
+    (warning,) = caught
+    groups = "'red kite' = 'red_kite' = 'Red Kite'; 'owl' = 'OWL'; 'sea  gull' = 'sea gull'; change"
+    assert groups in str(warning.message)
 
 
 def test_a_template_given_twice_is_no_likeness_of_classes(encoder):

@@ -1,5 +1,6 @@
 """Features and their cache: the same numbers with and without it, and no forward pass twice."""
 
+import errno
 import hashlib
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from fastfsl.encoders import Augmentation, FeatureCache, default_cache_dir, extract_features, load_encoder
 from fastfsl.encoders import feature_cache as feature_cache_module
 from fastfsl.encoders.augmentation import augmented_view, seed_of_view
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError, DataError, ResourceError
 from fastfsl.images import open_image
 
 
@@ -157,6 +158,29 @@ def test_a_damaged_shard_is_dropped_and_its_features_computed_again(encoder, for
     forwarded.clear()
     extract_features(encoder, image_files, 2, cache_dir=cache)  # and no warning any more
     assert forwarded == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), OSError("No more handles (os error 24)")])
+def test_a_shard_that_cannot_be_read_now_is_not_dropped(encoder, image_files, tmp_path, monkeypatch, error):
+    extract_features(encoder, image_files, cache_dir=tmp_path)
+    [shard] = tmp_path.glob("features/*/*.safetensors")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(feature_cache_module, "safe_open", fail)
+    with pytest.raises(ResourceError, match="safetensors"):
+        extract_features(encoder, image_files, cache_dir=tmp_path)
+    assert shard.exists()
+
+
+def test_an_image_that_cannot_be_read_now_is_not_called_bad(encoder, image_files, tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ResourceError, match="raise the limit of open files"):
+        extract_features(encoder, image_files, cache_dir=tmp_path)
 
 
 def test_full_shards_are_written_on_the_way(encoder, image_files, tmp_path, monkeypatch):

@@ -71,6 +71,12 @@ def _archive(path: Path, model: torch.nn.Module) -> Path:
     return path
 
 
+@pytest.fixture
+def reachable(monkeypatch):
+    """A network that answers, as far as is asked before a download."""
+    monkeypatch.setattr("fastfsl.downloads.unreachable", lambda _: None)
+
+
 # Names and tags
 
 
@@ -103,7 +109,7 @@ def test_a_folder_as_a_name_tells_the_prefix(model_folder):
 
 
 @pytest.mark.parametrize(("backbone", "pretrained"), [("RN50", "cc12m"), ("hf-hub:some/model", None)])
-def test_a_download_that_fails_tells_to_pass_a_file(backbone, pretrained, monkeypatch):
+def test_a_download_that_fails_tells_to_pass_a_file(backbone, pretrained, monkeypatch, reachable):
     def unreachable(*args, **kwargs):
         raise OSError("Name or service not known")
 
@@ -113,7 +119,7 @@ def test_a_download_that_fails_tells_to_pass_a_file(backbone, pretrained, monkey
         load_encoder(backbone, pretrained)
 
 
-def test_a_hub_model_without_weights_is_refused(model_folder, monkeypatch):
+def test_a_hub_model_without_weights_is_refused(model_folder, monkeypatch, reachable):
     """open_clip would log that the weights could not be fetched, and return a random model."""
 
     def only_the_config(repo_id, filename, **options):
@@ -429,7 +435,7 @@ def test_a_bare_state_dict_takes_the_activation_of_the_name(toy, tmp_path, regis
         _assert_same_features(load_encoder(registered + suffix, tmp_path / "w.pt"), toy.model(quick_gelu=quick_gelu))
 
 
-def test_tags_that_need_quickgelu_are_loaded_with_it(monkeypatch, tmp_path):
+def test_tags_that_need_quickgelu_are_loaded_with_it(monkeypatch, tmp_path, reachable):
     """open_clip 3.3 warns of `ViT-B-32` with `openai` and goes on with GELU."""
     asked = []
 

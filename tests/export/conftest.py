@@ -45,6 +45,14 @@ def _perturb(module: nn.Module) -> None:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip_graph() -> Any:
+    """The demo's image tower as an ONNX model, exported once; nobody may alter it."""
+    from fastfsl.export.visual_graph import visual_graph
+
+    return visual_graph(load_encoder("tiny-clip"))
+
+
+@pytest.fixture(scope="session")
 def make_blended() -> Callable[..., Encoder]:
     """An encoder whose tuned branch is not its frozen one; `clip` replaces the small model."""
 

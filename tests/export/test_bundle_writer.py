@@ -12,6 +12,7 @@ import torch
 from fastfsl import bundle
 from fastfsl.errors import BundleError
 from fastfsl.export.bundle_writer import export_run
+from fastfsl.export.parity import logit_parity
 from fastfsl.export.readout import deployed_readout, has_flow
 from fastfsl.fit.config import load_config
 from fastfsl.fit.deployment import Deployment, deployment
@@ -19,7 +20,7 @@ from fastfsl.fit.methods import METHODS
 from fastfsl.fit.run import Run
 from fastfsl.fit.train import train
 from fastfsl.flow import VelocityField, build_plan, euler, normalize
-from fastfsl.heads import KernelForm, LinearForm
+from fastfsl.heads import GDA, KernelForm, LinearForm
 from fastfsl.runtime import Classifier
 
 CLASSES, DIM, SCALE = 4, 16, 40.0
@@ -80,7 +81,7 @@ def test_every_method_exports_and_its_bundle_predicts_the_same(fit, tmp_path, me
     flow = has_flow(deployment(run.estimator))
     assert ("flow/model.onnx" in manifest.files) == flow
     if not flow:
-        assert sorted(manifest.files) == ["README.md", "heads/readout.safetensors"]
+        assert sorted(manifest.files) == ["heads/readout.safetensors"]
         assert (manifest.num_steps, manifest.step_size) == (0, None)
 
 
@@ -223,7 +224,7 @@ def test_any_parts_go_into_a_bundle(export, tmp_path, parts, files):
     expected = torch.from_numpy(estimator.decision_function(features)).softmax(dim=1).numpy()
     probabilities = classifier.feature_probabilities(features)
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
-    assert {name.split("/")[0] for name in manifest.files} == {*files.split(), "README.md"}
+    assert {name.split("/")[0] for name in manifest.files} == set(files.split())
     assert manifest == bundle.check_bundle(tmp_path / "bundle")
     if "flow" in files:
         steps = parts["read_steps"]
@@ -263,6 +264,15 @@ def test_a_deployment_that_computes_something_else_is_not_written(export, tmp_pa
     with pytest.raises(BundleError, match="not the estimator's"):
         export(Other(forms=(LINEAR, KERNEL)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_classes_are_compared_by_their_one_decision():
+    rng = np.random.default_rng(0)
+    estimator = GDA().fit(_unit(rng.normal(size=(8, DIM))), np.arange(8) % 2, _unit(rng.normal(size=(2, DIM))))
+    assert estimator.decision_function(_features()).ndim == 1
+    deployed = deployment(estimator)
+    report = logit_parity(estimator, deployed, None, deployed_readout(deployed))
+    assert report["max_probability_error"] < 1e-5
 
 
 def test_values_that_cancel_survive_the_export(export):

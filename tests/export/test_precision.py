@@ -17,9 +17,9 @@ from fastfsl.export import bundle_writer
 from fastfsl.export import precision as precision_module
 from fastfsl.export.accuracy_gate import Graphs, answers, check_agreement, compare
 from fastfsl.export.bundle_writer import export_run
+from fastfsl.export.integer_weights import integer_weights
 from fastfsl.export.precision import reduce_precision
 from fastfsl.export.quantization import calibrate, linear_layers, quantize, rounding_noise
-from fastfsl.export.visual_graph import visual_graph
 from fastfsl.fit.config import load_config
 from fastfsl.fit.run import Run
 from fastfsl.fit.support import support_set
@@ -56,8 +56,8 @@ def run(folder, tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def visual():
-    return visual_graph(load_encoder("tiny-clip"))
+def visual(tiny_clip_graph):
+    return tiny_clip_graph
 
 
 @pytest.fixture
@@ -119,9 +119,10 @@ def test_a_product_is_its_formula():
     np.testing.assert_allclose(z, 2 * x @ weight + bias, rtol=1e-5)  # alpha is 2: left alone
     zero = np.rint(-found.low / found.step)
     levels = np.clip(np.rint(x / np.float32(found.step)) + zero, 0, 255) - zero
-    steps = np.abs(weight).max(axis=0) / 127
-    rounded = np.rint(weight / np.where(steps > 0, steps, 1)) * steps
-    np.testing.assert_allclose(y, levels * found.step @ rounded + bias, atol=1e-4)
+    integers, steps = integer_weights(weight, found.covariance)
+    rounded = integers * steps
+    shift = x.astype(np.float64).mean(axis=0) @ (weight - rounded)  # the mean output stays
+    np.testing.assert_allclose(y, levels * found.step @ rounded + bias + shift, atol=1e-4)
     assert 0 < rounding_noise(linear_layers(model), {"x": found})["w"] < 1e-3
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fastfsl.encoders import Augmentation
 from fastfsl.encoders.augmentation import augmented_view, seed_of_view
 from fastfsl.errors import ConfigError, DataError, ShapeError
-from fastfsl.fit.batches import FeatureBatches, ImageBatches
+from fastfsl.fit.batches import FeatureBatches, ImageBatches, num_batches
 from fastfsl.fit.processes import Processes
 from fastfsl.images import Preprocessing, open_image
 
@@ -61,6 +61,26 @@ def test_an_epoch_holds_every_sample_once(make):
     assert Counter(torch.cat([labels for _, labels in epoch]).tolist()) == Counter(LABELS.tolist())
     assert all(labels.dtype == torch.int64 and inputs.dtype == torch.float32 for inputs, labels in epoch)
     assert all(inputs.shape[:2] == (len(labels), 2) for inputs, labels in epoch)
+
+
+def test_a_smaller_last_batch_is_left_out_where_asked_but_never_the_only_one(make):
+    kept, dropped = make(), make(drop_last=True)
+    assert (kept.batches_per_epoch, dropped.batches_per_epoch) == (3, 2)
+    assert same(dropped.epoch(4), list(kept.epoch(4))[:2])
+    assert same(dropped.epoch(4, first=1), list(kept.epoch(4))[1:2])
+    whole = make(drop_last=True, batch_size=7)
+    assert [len(labels) for _, labels in whole.epoch(0)] == [7]
+    few = make(drop_last=True, batch_size=8)
+    assert few.batches_per_epoch == 1
+    assert [len(labels) for _, labels in few.epoch(0)] == [7]
+
+
+@pytest.mark.parametrize(
+    ("samples", "kept", "dropped"), [(37, 2, 1), (32, 1, 1), (64, 2, 2), (31, 1, 1), (1, 1, 1), (95, 3, 2)]
+)
+def test_batches_of_an_epoch_are_counted(samples, kept, dropped):
+    assert num_batches(samples, 32, drop_last=False) == kept
+    assert num_batches(samples, 32, drop_last=True) == dropped
 
 
 def test_an_epoch_is_a_function_of_seed_and_number(make):

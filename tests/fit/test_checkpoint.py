@@ -1,5 +1,6 @@
 """Also a program: `python test_checkpoint.py FOLDER OPTIMIZER` trains a small objective, slowly, with a checkpoint."""
 
+import errno
 import json
 import random
 import subprocess
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastfsl.errors import ResourceError
 from fastfsl.fit.batches import FeatureBatches
 from fastfsl.fit.checkpoint import Checkpoint, State
 from fastfsl.fit.tuning import TuningRecipe, tune
@@ -252,6 +254,24 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (tmp_path / f".{FILE}.partial-0123abcd").write_text("half")
     assert Checkpoint(tmp_path, {}).load({}) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    """Starting over would replace it."""
+    state = State({"a": torch.ones(2)}, {})
+    Checkpoint(tmp_path, {}).save(state)
+    opened = Path.open
+
+    def fail(path, *arguments, **options):
+        if path.name == FILE:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(ResourceError, match="too many open files"):
+        Checkpoint(tmp_path, {}).load(state.tensors)
+    monkeypatch.undo()
+    assert Checkpoint(tmp_path, {}).load(state.tensors) is not None
 
 
 def test_a_warning_is_the_default_message(tmp_path):

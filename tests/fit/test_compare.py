@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastfsl.data import FeatureDataset, sample_episode, write_feature_file
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.errors import ConfigError, DataError, ResourceError
 from fastfsl.fit import compare as package
 from fastfsl.fit.compare import compare, fitting
 from fastfsl.fit.compare import comparison as comparison_module
@@ -236,6 +236,23 @@ def test_a_method_that_fails_does_not_lose_the_others(run, monkeypatch, tmp_path
     assert [cell["error"] for cell in document["cells"] if cell["method"] == "nearest-mean"] == ["no"] * 4
 
 
+def test_a_fault_of_the_machine_is_no_method_s_failure(run, monkeypatch, tmp_path):
+    fit, calls = NearestMean.fit, []
+
+    def fails(self, *arguments, **options):
+        calls.append(self)
+        if len(calls) == 3:
+            raise ResourceError("cannot read the image a.png: too many open files")
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(NearestMean, "fit", fails)
+    with pytest.raises(ResourceError):
+        run(methods=("nearest-mean",))
+    assert not (tmp_path / "out" / "results.json").exists()
+    found = run(methods=("nearest-mean",))  # goes on after the two that were finished
+    assert (len(found.cells), found.failures, len(calls)) == (4, (), 5)
+
+
 def test_a_method_that_lost_a_seed_is_compared_on_the_others_and_is_not_the_best(run, monkeypatch):
     original = GDA.fit
 
@@ -355,7 +372,7 @@ def test_planted_duplicates_are_warned_of(run, write, arrays):
 
 
 def test_by_default_all_methods_on_frozen_features_but_the_slow_ones():
-    assert set(METHODS) - set(package.default_methods()) == {"fma-paper", "fma-released"}
+    assert set(METHODS) - set(package.default_methods()) == {"fma-paper", "fma-bridge", "fma-released"}
 
 
 @pytest.mark.parametrize(
@@ -389,8 +406,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_fitted(run, fits,
 
 def test_more_shots_than_a_class_has(run, fits):
     with pytest.raises(DataError, match="at most 6"):
-        run(shots=(1, 7))
+        run(shots=(1, 7), config=TrainConfig(exact_shots=True))
     assert not fits
+    assert {cell.spec.shots for cell in run(shots=(1, 7)).cells} == {1, 7}
 
 
 def test_a_split_that_is_not_there(run, fits):

@@ -154,7 +154,7 @@ def _features(**changes):
         ({"labels": np.array([0, 0, 0, 0, 1, 1, 1, 2])}, DataError, r"0\.\.1"),
         ({"labels": np.array([0, 0, 0, 0, 1, 1, 1, -1])}, DataError, r"-1\.\.1"),
         ({"labels": np.zeros(7, dtype=int)}, ShapeError, r"\(8,\)"),
-        ({"labels": np.zeros(8)}, DataError, "integer"),
+        ({"labels": np.full(8, 0.5)}, DataError, "integer"),
         ({"class_embeddings": np.array([[np.inf] * 6] * 2)}, DataError, "class_embeddings"),
         ({"plain_features": np.ones((7, 6))}, ShapeError, "plain"),
     ],

@@ -79,9 +79,10 @@ def test_the_support_alone_needs_no_texts(fit, problem):
 
 
 @pytest.mark.parametrize("text_samples", [None, 8.0])
-def test_nothing_else_does_without_texts(problem, text_samples):
-    with pytest.raises(ConfigError, match="text_samples 0"):
-        FlowMatchingAlignment(text_samples=text_samples).fit(problem.features, problem.labels, None)
+def test_without_texts_the_support_alone_decides(fit, problem, text_samples):
+    without = FlowMatchingAlignment(**BRIEF, text_samples=text_samples).fit(problem.features, problem.labels)
+    expected = fit(text_samples=0).decision_function(problem.test_features)
+    np.testing.assert_allclose(without.decision_function(problem.test_features), expected, atol=1e-3)
 
 
 def test_the_discriminative_term_tells_classes_apart(fit, problem):
@@ -187,6 +188,7 @@ def test_other_solvers_predict_and_are_not_deployed(fit, plain, problem, solver)
         deployment(estimator)
 
 
+@pytest.mark.filterwarnings("ignore::fastfsl.arrays.LogitScaleWarning")
 @pytest.mark.parametrize("exits", [{"exit_margin": 1.0}, {"exit_velocity": 1e-12}])
 def test_samples_that_do_not_exit_take_every_step(fit, problem, exits):
     # at this scale no probability reaches 1

@@ -24,18 +24,20 @@ def test_the_default_is_a_method():
 
 
 def test_presets_are_those_of_their_source():
-    paper, released = (
+    paper, bridge, released = (
         make_estimator(name, logit_scale=100.0, seed=0, device="cpu").get_params()
-        for name in ("fma-paper", "fma-released")
+        for name in ("fma-paper", "fma-bridge", "fma-released")
     )
-    assert {key for key in paper if paper[key] != released[key]} == {"num_blocks", "noise", "noise_scale"}
+    assert {key for key in paper if paper[key] != released[key]} == {"num_blocks", "noise", "noise_scale", "warmup"}
+    assert bridge == {**paper, "noise": "bridge"}
+    assert (paper["warmup"], released["warmup"]) == ("linear", "released")
     assert (paper["num_blocks"], paper["noise"], paper["noise_scale"]) == (6, "none", 1.0)
     assert (released["num_blocks"], released["noise"], released["noise_scale"]) == (12, "interpolant", 0.0)
     recipe = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "times_per_batch", "max_steps")
     assert tuple(paper[key] for key in recipe) == (200, 32, 2e-4, 0.01, 1, None, 10)
 
 
-@pytest.mark.parametrize("name", ["fma-paper", "fma-released"])
+@pytest.mark.parametrize("name", ["fma-paper", "fma-bridge", "fma-released"])
 def test_a_preset_leaves_nothing_to_the_defaults_but_what_its_source_leaves_open(name):
     open_choices = {"num_steps"}  # chosen on the support
     without_effect = {"updates"}  # where epochs are given

@@ -1,4 +1,4 @@
-"""Also a program: under `accelerate launch` or `torchrun` it trains with several processes."""
+"""Also a program: under `torchrun` or `accelerate launch --multi_gpu` it trains with several processes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastfsl.errors import ConfigError
 from fastfsl.fit.batches import FeatureBatches
 from fastfsl.fit.checkpoint import Checkpoint
-from fastfsl.fit.processes import ALONE, Processes, join_processes
+from fastfsl.fit.processes import _OTHER_SIZES, ALONE, Processes, join_processes
 from fastfsl.fit.tuning import TuningRecipe, tune
 
 CPU = torch.device("cpu")
@@ -132,6 +132,55 @@ def test_one_process_needs_no_other(monkeypatch):
     tensor = torch.ones(3)
     assert ALONE.total(tensor) is tensor
     ALONE.agree(5, CPU)
+
+
+def _launched_by(monkeypatch, **variables):
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION", *_OTHER_SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            "several processes and started one.*torchrun",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "do not know each other.*torchrun"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "do not know each other.*torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE"),
+    ],
+)
+def test_one_process_where_several_were_asked_for_is_said(monkeypatch, variables, message):
+    _launched_by(monkeypatch, **variables)
+    with pytest.raises(ConfigError, match=message):
+        join_processes(CPU)
+
+
+def test_one_process_that_was_asked_for_is_no_error(monkeypatch):
+    for variables in (
+        {"ACCELERATE_MIXED_PRECISION": "no"},
+        {"MASTER_ADDR": "head"},
+        {"WORLD_SIZE": "1", "PMI_SIZE": "2"},
+    ):
+        _launched_by(monkeypatch, **variables)
+        assert join_processes(CPU) == ALONE
+
+
+@pytest.mark.slow
+def test_accelerate_on_a_cpu_is_told_to_be_torchrun(tmp_path):
+    """The real launcher, which starts one process where two were asked for."""
+    command = "from fastfsl.cli import main; import sys; sys.argv = ['fastfsl', 'train', 'x', '--out', 'r']; main()"
+    (tmp_path / "train.py").write_text(command)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    found = subprocess.run(
+        [*launcher, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode != 0
+    assert "torchrun --standalone" in found.stderr.replace("\n", " ")
+    assert not (tmp_path / "r").exists()
 
 
 def test_processes_that_read_different_checkpoints_are_told(monkeypatch):

@@ -1,9 +1,12 @@
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 
+from fastfsl.errors import ConfigError
 from fastfsl.fit import selection as selection_module
-from fastfsl.fit.flow_training import FlowRecipe, warmup_cosine
+from fastfsl.fit.flow_training import FlowRecipe, released_warmup_cosine, train_velocity_field, warmup_cosine
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.fit.selection import best_step, select_num_steps
 from fastfsl.flow import blended_targets, class_logits
@@ -178,3 +181,36 @@ def test_one_shot_views_do_not_judge_blended_targets(make_problem, trainings):
     assert (chosen.rule, chosen.num_steps, chosen.accuracy_by_step) == ("default", 4, ())
     assert trainings == []
     assert choose(*arrays).rule == "views"
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(7, 70), (2, 20), (1, 10), (0, 10)])
+def test_the_released_warm_up_is_that_of_the_chained_scheduler(warmup, total):
+    """The first update at the full rate, then k/W, and the cosine from (W - 1)/W of the rate down to 0."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 2e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total - warmup)
+    expected = []
+    for update in range(1, total + 1):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if update < warmup:
+            optimizer.param_groups[0]["lr"] = 2e-4 * update / warmup
+        else:
+            cosine.step()
+    factor = released_warmup_cosine(warmup, total)
+    assert [2e-4 * factor(update) for update in range(total)] == pytest.approx(expected, rel=1e-6, abs=1e-16)
+    assert factor(0) == 1.0
+    if warmup == 7:
+        assert max(factor(update) for update in range(1, total)) == 6 / 7
+
+
+def test_the_released_warm_up_is_what_the_field_is_trained_with(make_problem):
+    problem = make_problem(shots=4)
+    views = torch.from_numpy(problem.features)[:, None]
+    given = (views, torch.from_numpy(problem.labels), torch.from_numpy(problem.class_embeddings))
+    weights = {}
+    for warmup in ("linear", "released"):
+        recipe = FlowRecipe(num_blocks=1, epochs=2, batch_size=4, warmup=warmup)
+        weights[warmup] = torch.cat([p.flatten() for p in train_velocity_field(*given, recipe).parameters()])
+    assert not torch.equal(weights["linear"], weights["released"])
+    with pytest.raises(ConfigError, match="warmup 'linear' or 'released', got 'none'"):
+        FlowRecipe(warmup=cast("Any", "none"))

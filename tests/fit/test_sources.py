@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastfsl.cli.run_report import write_run_report
+from fastfsl.data import read_folder
 from fastfsl.demo.digits import CLASS_NAMES, enlarge, load_scans
 from fastfsl.encoders import class_embeddings, load_encoder
 from fastfsl.errors import BundleError, ConfigError
+from fastfsl.fit.checkpoint import Checkpoint, _read
 from fastfsl.fit.config import load_config
 from fastfsl.fit.evaluate import base_encoder, evaluate_run, run_encoder
 from fastfsl.fit.methods import METHODS, SOURCES, find_method, find_source, make_source
@@ -21,7 +26,8 @@ from fastfsl.fit.mps import MPS, RECIPES, hold_out
 from fastfsl.fit.protocols import base_to_new, evaluate_domain_shift, evaluate_transfer
 from fastfsl.fit.run import RUN_FILE, Run
 from fastfsl.fit.source import ClassTexts
-from fastfsl.fit.train import encode_plain, encode_support, train
+from fastfsl.fit.train import SilentReporter, encode_plain, encode_support, train
+from fastfsl.images import open_image
 
 CLASSES, SHOTS = 3, 4
 FLAGS = {
@@ -232,6 +238,29 @@ def test_weights_are_chosen_on_a_held_out_part_of_the_support(trained):
     assert all(len(curve) == 2 for curve in found["accuracy_by_epoch"].values())
 
 
+def test_a_run_of_mps_tells_how_far_its_features_moved(trained, digits, tmp_path):
+    """The mean |S - S'| over the support, by the name of what it bounds, in the record and in the report."""
+    run = trained("mps")
+    assert run.record.source is not None
+    paths = tuple(sample.path for sample in read_folder(digits).split("train"))
+    base = base_encoder(run)
+    tuned, frozen = (
+        encoder.encode_images(torch.stack([base.transform(open_image(path)) for path in paths])).double()
+        for encoder in (run_encoder(run, alpha=1.0), base)
+    )
+    tuned = tuned / tuned.norm(dim=1, keepdim=True)
+    expected = float((tuned @ tuned.T - frozen @ frozen.T).abs().mean())
+    found = run.record.source.selection["gromov_wasserstein_bound"]
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert found > 0
+    run.save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    assert isinstance(loaded.source, MPS)
+    assert loaded.source.drift_ == found
+    write_run_report(tmp_path / "report.html", run)
+    assert "Gromov-Wasserstein bound" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_weight_is_chosen_for_the_training_that_is_judged(trained):
     """The logits of a training with another weight have another gradient: what was held out says nothing of it."""
     run = trained("mps", alpha="choose", alignment_weight="choose")
@@ -345,10 +374,62 @@ def test_a_stopped_training_goes_on_from_nothing_but_itself(digits, tmp_path, mo
     features = fingerprint("clip-adapter")
     assert features == fingerprint("clip-adapter")
     assert features != fingerprint("clip-adapter", num_views=1)
+    for option, value in {"drop_last": False, "schedule": "update", "final_rate": 1e-6}.items():
+        assert features != fingerprint("clip-adapter", **{option: value})
+    assert fingerprint("lora") != fingerprint("lora", scaling="rank")
     pixels = fingerprint("mps")
     monkeypatch.setattr("fastfsl.fit.train.load_encoder", otherwise_prepared)
     assert pixels != fingerprint("mps")
     assert features != fingerprint("clip-adapter")
+
+
+class Heard(SilentReporter):
+    """Keeps the warnings."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        self.warnings = warnings
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def test_a_training_begun_under_the_old_rules_starts_over(digits, tmp_path):
+    """A checkpoint from when the last batch was kept and the rate fell by update is never gone on from."""
+
+    def trained_with(checkpoints, warnings, **options):
+        config = load_config(flags={"method": "clip-adapter", **FLAGS, **options})
+        cache = digits.parent / "cache"
+        source = train(digits, config, reporter=Heard(warnings), cache_dir=cache, checkpoints=checkpoints).source
+        assert source is not None
+        return source.state()
+
+    warnings: list[str] = []
+    old = trained_with(tmp_path, warnings, drop_last=False, schedule="update")
+    path = tmp_path / "tuning" / "checkpoint.safetensors"
+    state, fingerprint = _read(path)
+    young = ("drop_last", "schedule", "final_rate")  # the options that were not there, and so not written
+    for part in ("options", "recipe"):
+        fingerprint[part] = {name: value for name, value in fingerprint[part].items() if name not in young}
+    del fingerprint["batches"]
+    Checkpoint(path.parent, fingerprint).save(state)
+    assert not warnings
+
+    found = trained_with(tmp_path, warnings)
+    (warning,) = warnings
+    assert re.search(r"of another training \(batches, options, recipe changed\): starting over", warning)
+    fresh = trained_with(None, warnings)
+    assert all(np.array_equal(found[name], fresh[name]) for name in fresh)
+    assert any(not np.array_equal(old[name], fresh[name]) for name in fresh)
+
+
+@pytest.mark.parametrize(("method", "kept"), [("mps", False), ("coop", False), ("clip-adapter", False), ("lora", True)])
+def test_the_published_recipes_drop_a_smaller_last_batch_but_clip_loras(trained, method, kept):
+    """12 images in batches of 8: one update an epoch, or two. The rule is an option, and the run records it."""
+    run = trained(method, **({"learning_rate": 1e-3} if method == "coop" else {}))
+    assert run.record.source is not None
+    params = run.record.source.params
+    assert params["drop_last"] is not kept
+    assert (params["schedule"], params["final_rate"]) == (("update", 1e-6) if kept else ("epoch", 0.0))
 
 
 def test_encoding_is_not_charged_to_the_training(digits, monkeypatch):

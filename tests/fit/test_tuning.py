@@ -125,9 +125,12 @@ def test_dropout_is_the_same_when_the_outputs_are_computed_again():
     assert_same_gradients(toy, plain)
 
 
+@pytest.mark.parametrize("schedule", ["epoch", "update"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_training_is_the_plain_loop(optimizer):
-    recipe = TuningRecipe(epochs=3, optimizer=optimizer, learning_rate=0.05, weight_decay=0.1, warmup_rate=1e-3)
+def test_training_is_the_plain_loop(optimizer, schedule):
+    recipe = TuningRecipe(
+        epochs=3, optimizer=optimizer, learning_rate=0.05, weight_decay=0.1, warmup_rate=1e-3, schedule=schedule
+    )
     plain = Toy()
     trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
     steps: torch.optim.Optimizer
@@ -137,9 +140,11 @@ def test_training_is_the_plain_loop(optimizer):
         steps = torch.optim.AdamW(trained, weight_decay=0.1)
     for epoch in range(3):
         for number, (inputs, labels) in enumerate(batches().epoch(epoch)):
-            progress = (epoch * 3 + number) / 9
-            # one epoch of three updates at the constant rate, then half a cosine over the six that are left
-            rate = 1e-3 if epoch == 0 else 0.05 * (1 + math.cos(math.pi * ((epoch - 1) * 3 + number) / 6)) / 2
+            # one epoch of three updates at the constant rate, then half a cosine: over the six that are left, or an
+            # epoch each over as many as there are, of which one is missing
+            done = ((epoch - 1) * 3 + number) / 6 if schedule == "update" else (epoch - 1) / 3
+            progress = (epoch * 3 + number) / 9 if schedule == "update" else epoch / 3
+            rate = 1e-3 if epoch == 0 else 0.05 * (1 + math.cos(math.pi * done)) / 2
             for group in steps.param_groups:
                 group["lr"] = rate
             steps.zero_grad()
@@ -151,10 +156,40 @@ def test_training_is_the_plain_loop(optimizer):
     toy = Toy()
     history = run(toy, recipe)
     torch.testing.assert_close(weights(toy), weights(plain), rtol=1e-5, atol=1e-6)
-    assert toy.progress == pytest.approx([update / 9 for update in range(9)])
+    by_update = schedule == "update"
+    assert toy.progress == pytest.approx([update / 9 if by_update else update // 3 / 3 for update in range(9)])
+    last = (1 / 3, 5 / 6) if by_update else (0, 1 / 3)
     assert [entry["learning_rate"] for entry in history] == pytest.approx(
-        [1e-3, 0.05 * (1 + math.cos(math.pi / 3)) / 2, 0.05 * (1 + math.cos(math.pi * 5 / 6)) / 2]
+        [1e-3, *(0.05 * (1 + math.cos(math.pi * done)) / 2 for done in last)]
     )
+
+
+def test_rates_by_epoch_are_those_of_the_scheduler_that_the_released_trainers_step():
+    """Half a cosine over all epochs, stepped once an epoch from the end of the warm-up on: it never comes near 0."""
+    recipe = TuningRecipe(epochs=10, learning_rate=0.002)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.learning_rate)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    expected = [1e-5]
+    for _ in range(9):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    assert [recipe.rate_at(5 * epoch, 5) for epoch in range(10)] == pytest.approx(expected)
+    assert all(recipe.rate_at(u, 5) == recipe.rate_at(u - u % 5, 5) for u in range(50))
+    assert expected[-1] > 0.09 * recipe.learning_rate
+
+
+def test_rates_by_update_end_at_the_final_rate_as_clip_loras():
+    recipe = TuningRecipe(epochs=4, learning_rate=2e-4, warmup_epochs=0, schedule="update", final_rate=1e-6)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.learning_rate)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12, eta_min=1e-6)
+    expected = []
+    for _ in range(12):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    assert [recipe.rate_at(update, 3) for update in range(12)] == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-6)
 
 
 def test_history_holds_the_means_of_all_losses_and_what_evaluate_says():
@@ -186,7 +221,8 @@ def test_history_holds_the_means_of_all_losses_and_what_evaluate_says():
 
 
 def test_history_weighs_batches_by_their_samples():
-    history = run(OwnOnly(), TuningRecipe(epochs=1, warmup_rate=1e-12))  # too small a rate to change the weights
+    recipe = TuningRecipe(epochs=1, warmup_rate=1e-12, schedule="update")  # too small a rate to change the weights
+    history = run(OwnOnly(), recipe)
     owns = [(len(labels), OwnOnly().forward(inputs, k / 3)[1]) for k, (inputs, labels) in enumerate(batches().epoch(0))]
     assert [size for size, _ in owns] == [4, 4, 3]
     assert history[0]["loss"] == pytest.approx(sum(size * own.item() for size, own in owns if own is not None) / 11)
@@ -296,6 +332,8 @@ def test_fp16_needs_cuda():
         {"momentum": 1.0},
         {"weight_decay": -1.0},
         {"optimizer": "adam"},
+        {"schedule": "batch"},
+        {"final_rate": 0.1},
         {"precision": "fp8"},
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from fastfsl import bundle
+from fastfsl.errors import DataError
 from fastfsl.runtime import Classifier
 from tests.fuzz.mutation import ONNX, json_bytes, mutated_bytes, mutated_json, mutated_message, mutated_safetensors
+from tests.fuzz.strangers import lies, with_added
 from tests.fuzz.tokenizers import mutated_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
@@ -29,6 +32,8 @@ _WEIGHTS = {
     bundle.TOKENIZER: 14,
 }
 _TEXT_BUNDLES = 3
+# Of the graphs and manifests this part is altered as somebody would who means harm, the others blindly.
+_ON_PURPOSE = 0.35
 
 
 def read_folder(folder: Path) -> Files:
@@ -57,7 +62,7 @@ def mutant(bases: tuple[Files, ...], seed: int, index: int) -> Files:
     }
     values = {**manifest, "files": listed}
     if kind > 2 and target == bundle.MANIFEST_NAME:
-        values = mutated_json(values, rng)
+        values = lies(values, rng) if rng.random() < _ON_PURPOSE else mutated_json(values, rng)
     encoded = json_bytes(values, rng) if target == bundle.MANIFEST_NAME else json.dumps(values).encode()
     return {**files, bundle.MANIFEST_NAME: encoded}
 
@@ -90,7 +95,7 @@ def _altered(name: str, data: bytes, rng: random.Random, other: bytes) -> bytes:
         return json_bytes(mutated_json(json.loads(data), rng), rng)
     if name.endswith(".safetensors"):
         return mutated_safetensors(data, rng)
-    return mutated_message(data, rng, ONNX)
+    return with_added(data, rng) if rng.random() < _ON_PURPOSE else mutated_message(data, rng, ONNX)
 
 
 def write_folder(files: Files, folder: Path) -> None:
@@ -136,6 +141,9 @@ def exercise(folder: Path) -> None:
             assert set(labels) <= set(classifier.class_names), "unknown labels"
         if manifest.text is not None:
             classifier.add_class("blue jay")
+            with contextlib.suppress(DataError):
+                classifier.add_class("a \ud800 jay")
+                raise AssertionError("a class that cannot be written")
             classifier.add_class("another", _PROMPTS)
             _probable(classifier.probabilities(_IMAGES), (2, classes + 2))
         json.dumps(classifier.describe(), allow_nan=False)

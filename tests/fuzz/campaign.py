@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 MAX_SECONDS = 5.0
+# Of a bomb, whose pixels have to be held; of a bundle or another image 600 MB.
 MAX_BYTES = 10**9
+MAX_MUTANT_BYTES = 600 * 10**6
 # A worker is replaced now and then, so that one mutant's leftovers are not laid at the door of many.
 _MUTANTS_A_WORKER = 2500
 _ROOT = Path(__file__).parents[2]
@@ -64,7 +66,7 @@ class Campaign:
                 if worker is None or met % _MUTANTS_A_WORKER == 0:
                     _end(worker)
                     worker = _start(self.kind, self.seed, folders)
-                answer = _ask(worker, index)
+                answer = _ask(worker, index, MAX_BYTES if self.kind == "bombs" else min(MAX_BYTES, MAX_MUTANT_BYTES))
                 self._note(answer)
                 met += 1
                 if answer["outcome"] not in ("valid", "refused"):
@@ -107,7 +109,7 @@ def _end(worker: subprocess.Popen[bytes] | None) -> None:
             pipe.close()
 
 
-def _ask(worker: subprocess.Popen[bytes], index: int) -> dict[str, Any]:
+def _ask(worker: subprocess.Popen[bytes], index: int, max_bytes: int) -> dict[str, Any]:
     """What became of one mutant."""
     if worker.stdin is None or worker.stdout is None:
         raise RuntimeError("the worker has no pipes")
@@ -125,13 +127,13 @@ def _ask(worker: subprocess.Popen[bytes], index: int) -> dict[str, Any]:
             line += part
             continue
         peak = max(peak, _resident(worker.pid))
-        if peak > MAX_BYTES:
-            return _finding(index, "memory", f"more than {MAX_BYTES} bytes", seconds, peak)
+        if peak > max_bytes:
+            return _finding(index, "memory", f"more than {max_bytes} bytes", seconds, peak)
         if seconds > MAX_SECONDS + (30 if first else 0):
             return _finding(index, "hang", f"more than {MAX_SECONDS} seconds", seconds, peak)
     worker.warm = True  # type: ignore[attr-defined]  # a mark of ours: its imports are done
     answer: dict[str, Any] = json.loads(line)
-    if answer["peak_bytes"] > MAX_BYTES:
+    if answer["peak_bytes"] > max_bytes:
         return {**answer, "outcome": "memory", "error": "memory"}
     if answer["seconds"] > MAX_SECONDS:
         return {**answer, "outcome": "hang", "error": "hang"}

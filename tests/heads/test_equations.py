@@ -1,9 +1,13 @@
 """Each closed form against an independent evaluation of its equations."""
 
+from typing import Any, cast
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from fastfsl.errors import ConfigError
 from fastfsl.heads import GDA, LinearForm, LinearProbe, NearestMean, ProKeR, TipAdapter, ZeroShot
 from fastfsl.heads.blending import fit_weights
 from fastfsl.heads.folds import make_folds
@@ -47,6 +51,54 @@ def test_gda(problem):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("counts", [1, 4])
+def test_gda_takes_views_for_samples(make_problem, to_unit, counts):
+    """Means and covariance are those of all views; at one shot the covariance within the classes is not zero."""
+    problem = make_problem(counts, num_views=3)
+    estimator = GDA().fit(*problem.arrays)
+    x, labels = to_unit(problem.features.reshape(-1, problem.features.shape[2])), problem.labels.repeat(3)
+    means = np.array([x[labels == c].mean(axis=0) for c in range(5)])
+    scatter = (x - means[labels]).T @ (x - means[labels])
+    assert np.trace(scatter) > 0.1
+    precision = (len(x) - 1) * np.linalg.inv(scatter + np.trace(scatter) / (len(x) - 1) * np.eye(x.shape[1]))
+    queries = to_unit(problem.test_features)
+    away = queries[:, None] - means
+    a, b = estimator.selection_.prior_weight, estimator.selection_.score_weight
+    expected = a * queries @ to_unit(problem.class_embeddings).T - b / 2 * np.einsum(
+        "qcd,de,qce->qc", away, precision, away
+    )
+    found = log_softmax(estimator.decision_function(queries), axis=1)
+    np.testing.assert_allclose(found, log_softmax(expected, axis=1), atol=1e-6)
+
+    of_means = GDA(views="mean").fit(*problem.arrays).decision_function(queries)
+    at_one_shot = GDA(views="one-shot").fit(*problem.arrays).decision_function(queries)
+    np.testing.assert_array_equal(at_one_shot, estimator.decision_function(queries) if counts == 1 else of_means)
+    assert not np.allclose(of_means, estimator.decision_function(queries))
+    with pytest.raises(ConfigError, match=r"views 'always', .* got 'all'"):
+        GDA(views=cast("Any", "all")).fit(*problem.arrays)
+
+
+@pytest.mark.parametrize("ridge", [0.03, 1.0, 3.0])
+def test_prokers_released_correction_is_the_ridge_times_the_papers(problem, ridge):
+    """(K / λ + I) α = Y - f without the 1/λ is λ times the minimiser's α."""
+    paper = ProKeR(betas=(2.0,), ridges=(ridge,)).fit(*problem.arrays)
+    if paper.selection_.rule == "one-shot":
+        ridge = paper.ridge_
+    with patch("fastfsl.heads.proker.select", return_value=paper.selection_):
+        released = ProKeR(betas=(2.0,), ridges=(ridge,), solution="released").fit(*problem.arrays)
+    prior = paper.selection_.prior_weight * problem.queries @ problem.texts.T
+    ours, theirs = (estimator.decision_function(problem.queries) - prior for estimator in (paper, released))
+    np.testing.assert_allclose(theirs, ridge * ours, rtol=1e-9, atol=1e-9)
+
+    a, b = paper.selection_.prior_weight, paper.selection_.score_weight
+    gram = np.exp(-paper.beta_ * (1 - problem.x @ problem.x.T))
+    residual = b * np.eye(5)[problem.labels] - a * problem.x @ problem.texts.T
+    alpha = np.linalg.solve(gram / ridge + np.eye(len(gram)), residual)
+    np.testing.assert_allclose(theirs, np.exp(-paper.beta_ * (1 - problem.queries @ problem.x.T)) @ alpha, atol=1e-8)
+    with pytest.raises(ConfigError, match="solution 'minimiser' or 'released'"):
+        ProKeR(solution=cast("Any", "paper")).fit(*problem.arrays)
+
+
 def test_proker(problem):
     estimator = ProKeR().fit(*problem.arrays)
     a, b = estimator.selection_.prior_weight, estimator.selection_.score_weight
@@ -83,10 +135,13 @@ def test_linear_probe_is_where_the_gradient_vanishes(problem):
     np.testing.assert_allclose(error.mean(axis=0), 0, atol=2e-3)
 
 
-@pytest.mark.parametrize("head", [GDA, ProKeR, TipAdapter, NearestMean])
-def test_held_out_figures_are_those_of_heads_fitted_without_the_fold(make_problem, head):
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [(GDA, {}), (ProKeR, {}), (ProKeR, {"solution": "released"}), (TipAdapter, {}), (NearestMean, {})],
+)
+def test_held_out_figures_are_those_of_heads_fitted_without_the_fold(make_problem, head, options):
     problem = make_problem([4, 9, 3, 5, 1])
-    params = {"betas": (2.0,), "ridges": (0.3,)}
+    params = {"betas": (2.0,), "ridges": (0.3,), **options}
     estimator = head(**{k: v for k, v in params.items() if k in head().get_params()}).fit(*problem.arrays)
     support = check_support(problem.features, problem.labels, problem.class_embeddings, None)
     chosen = estimator.selection_
@@ -105,8 +160,6 @@ def test_held_out_figures_are_those_of_heads_fitted_without_the_fold(make_proble
 
 
 def _logits_with(head, chosen, x, y, texts, queries):
-    from unittest.mock import patch
-
     with patch(f"{type(head).__module__}.select", return_value=chosen):
         return head.fit(x, y, texts).decision_function(queries)
 

@@ -119,16 +119,6 @@ def test_exif_orientation_is_applied_to_files(orientation, format_):
     assert open_image(data).size == ((32, 48) if orientation >= 5 else (48, 32))
 
 
-def test_a_pil_image_is_not_turned(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "turned.jpg"
-    _noise(48, 32).save(path, exif=exif)
-    with Image.open(path) as image:
-        assert open_image(image).size == (48, 32)
-    assert open_image(path).size == (32, 48)
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_a_damaged_exif_block_does_not_cost_the_picture():
     data = _encoded(_noise(9, 5), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff")
@@ -295,7 +285,7 @@ def test_pictures_for_print_may_be_three_quarters_as_large(monkeypatch):
 def test_a_deep_grey_picture_is_read_in_strips(monkeypatch):
     """Numpy's copies of a whole one would take several times its memory."""
     values = np.arange(7 * 5, dtype=np.uint16).reshape(7, 5) * 1800
-    monkeypatch.setattr("fastfsl.images.opening._STRIP_PIXELS", 11)
+    monkeypatch.setattr("fastfsl.images.grey_levels._STRIP_PIXELS", 11)
     np.testing.assert_array_equal(np.asarray(open_image(_encoded(Image.fromarray(values), "PNG"))), values >> 8)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,27 @@ def test_two_rows_by_hand():
     torch.testing.assert_close(gradient[0], expected, rtol=1e-14, atol=1e-15)
     # Not normalised: S = [[4, 2], [2, 4]], S' = [[25, 0], [0, 1]].
     assert gram_alignment_loss(features, reference, normalize=False).item() == pytest.approx((21 + 2 + 2 + 3) / 4)
+
+
+@pytest.mark.parametrize("kind", ["l1", "squared"])
+def test_it_bounds_the_gromov_wasserstein_distance_from_above(kind):
+    """Under a coupling that permutes the rows the cost may be less, and among them is the identity's: the loss."""
+    power = 1 if kind == "l1" else 2
+
+    def cost(x, y, order):
+        s, other = (torch.nn.functional.normalize(rows, dim=1) for rows in (x, y[list(order)]))
+        return float((s @ s.T - other @ other.T).abs().pow(power).mean())
+
+    features, reference = drawn((5, 3))
+    turned = features[[2, 0, 1, 4, 3]]
+    for other, least in ((reference, None), (turned, 0.0)):
+        loss = float(gram_alignment_loss(features, other, kind))
+        costs = [cost(features, other, order) for order in itertools.permutations(range(5))]
+        assert costs[0] == pytest.approx(loss, rel=1e-12)
+        assert min(costs) <= loss * (1 + 1e-12)
+        if least is not None:  # the same features in another order: no distance at all, but a loss
+            assert min(costs) == pytest.approx(least, abs=1e-12)
+            assert loss > 0.01
 
 
 @pytest.mark.parametrize("kind", ["l1", "squared"])

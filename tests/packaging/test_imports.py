@@ -33,6 +33,28 @@ def test_every_public_name_resolves():
         assert getattr(fastfsl, name) is not None
 
 
+def test_help_works_where_training_is_not_installed():
+    code = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_spec(cls, name, *rest):
+    return None if name.split('.')[0] in {'torch', 'torchvision', 'sklearn', 'scipy'} else find(name, *rest)
+PathFinder.find_spec = classmethod(find_spec)
+import fastfsl, pydoc
+print(pydoc.render_doc(fastfsl, renderer=pydoc.plaintext))
+print(dir(fastfsl))
+try:
+    fastfsl.Auto
+except fastfsl.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "class DataError" in done.stdout
+    assert "'Auto'" not in done.stdout
+    assert 'pip install "fastfsl[train]"' in done.stdout
+
+
 def test_an_unknown_public_name_is_an_attribute_error():
     name = "no_such_name"
     with pytest.raises(AttributeError, match=name):

@@ -14,10 +14,12 @@ from fastfsl.peft import CLIPLoRA
 
 NAMES = ("tabby_cat", "dog", "a far longer name of something than the others have, cut to the context of the tower")
 TEMPLATES = ("a photo of a {}.", "{} texture.")
+# alpha / √rank of the default, 1 and 2
+SCALE = 2**-0.5
 TIMM = {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}
 
 
-def with_updates(source, model):
+def with_updates(source, model, scale=SCALE):
     """A copy of the model whose packed weights are W + scale · B A, read from the source's state."""
     reference = copy.deepcopy(model)
     state = source.state()
@@ -29,7 +31,7 @@ def with_updates(source, model):
         packed = parent.in_proj_weight if hasattr(parent, "in_proj_weight") else parent.qkv.weight
         rows = len(packed) // 3
         for part, (a, b) in enumerate(zip(state[name], state[name.removesuffix("A") + "B"], strict=True)):
-            packed.data[part * rows : (part + 1) * rows] += 0.5 * torch.from_numpy(b @ a)
+            packed.data[part * rows : (part + 1) * rows] += scale * torch.from_numpy(b @ a)
     return reference
 
 
@@ -64,6 +66,29 @@ def test_computes_w_plus_scaled_b_a(text_form, pixels, randomised):
     torch.testing.assert_close(merged.encode_images(pixels), images, rtol=0, atol=1e-5)
     again = torch.from_numpy(class_embeddings(merged, NAMES, TEMPLATES))
     torch.testing.assert_close(torch.from_numpy(source.class_embeddings()), again, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scaling", "power"), [("sqrt-rank", 0.5), ("rank", 1.0)])
+@pytest.mark.parametrize("rank", [2, 4, 16])
+def test_logits_are_those_of_w_plus_alpha_over_root_rank_b_a(toy_encoder, randomised, rank, scaling, power):
+    """In float64, to 1e-12: the update's factor is alpha / √rank as in the released code, or alpha / rank if asked."""
+    encoder, alpha = toy_encoder(), 1.5
+    encoder.model.double()
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {} if scaling == "sqrt-rank" else {"scaling": scaling}  # the default is the published one
+    source = randomised(CLIPLoRA(encoder, NAMES, TEMPLATES, rank=rank, alpha=alpha, **options), std=0.2).eval()
+    reference = with_updates(source, encoder.model, alpha / rank**power)
+    merged = source.tuned_encoder().model
+    with torch.no_grad():
+        texts = texts_of(reference, encoder.tokenizer)
+        expected = 10 * F.normalize(reference.encode_image(pixels), dim=-1) @ texts.T
+        again = 10 * F.normalize(merged.encode_image(pixels), dim=-1) @ texts_of(merged, encoder.tokenizer).T
+        found = source.logits(source(pixels[:, None], 0.0)[0])
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-12)
+    frozen = 10 * F.normalize(encoder.model.encode_image(pixels), dim=-1) @ texts_of(encoder.model, encoder.tokenizer).T
+    assert (frozen - expected).abs().max() > 0.1
 
 
 def test_tunes_timm_trunks(toy_encoder, randomised):
@@ -118,8 +143,8 @@ def test_gradients_are_those_of_the_merged_weights(toy, pixels, randomised):
     assert parts == {"cross_entropy": pytest.approx(float(expected.detach()), rel=1e-5)}
     for path, update in source.updates.items():
         gradient = plain.get_submodule(path).in_proj_weight.grad.unflatten(0, (3, -1))
-        torch.testing.assert_close(update.B.grad, 0.5 * gradient @ update.A.mT, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(update.A.grad, 0.5 * update.B.mT @ gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(update.B.grad, SCALE * gradient @ update.A.mT, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(update.A.grad, SCALE * update.B.mT @ gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_is_on_the_updates_input_alone(toy, randomised):
@@ -153,12 +178,13 @@ def test_several_passes_of_the_text_tower_change_nothing(toy, pixels, randomised
     torch.testing.assert_close(*gradients)
 
 
-def test_trains_184320_numbers_on_vit_b_16(toy, toy_encoder):
+def test_trains_92160_numbers_a_rank_on_vit_b_16(toy, toy_encoder):
     with torch.device("meta"):
         model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16")).requires_grad_(False)
     encoder = toy_encoder()
     encoder.model, encoder.device, encoder.embed_dim = model, torch.device("meta"), 512
-    assert CLIPLoRA(encoder, NAMES, TEMPLATES).num_parameters == 184320
+    for rank in (2, 4, 16):
+        assert CLIPLoRA(encoder, NAMES, TEMPLATES, rank=rank).num_parameters == 92160 * rank
 
 
 @pytest.mark.parametrize(
@@ -167,6 +193,7 @@ def test_trains_184320_numbers_on_vit_b_16(toy, toy_encoder):
         ({"rank": 0}, "rank >= 1"),
         ({"dropout": 1.0}, "dropout < 1"),
         ({"alpha": 0.0}, "alpha > 0"),
+        ({"scaling": "root"}, "scaling 'sqrt-rank' or 'rank', got 'root'"),
         ({"towers": ()}, "towers"),
         ({"towers": ("image",)}, "towers"),
     ],

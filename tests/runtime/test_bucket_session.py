@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastfsl.bundle.onnx_graph import GraphFacts
 from fastfsl.errors import ConfigError
 from fastfsl.runtime import Classifier
 from fastfsl.runtime import session as session_module
@@ -20,6 +21,8 @@ from tests.runtime.fake_onnxruntime import CPU, CUDA, CudaOnnxruntime
 
 @pytest.fixture
 def use(monkeypatch):
+    monkeypatch.setenv("FASTFSL_ARENA_BYTES", "0")  # it has no arenas
+
     def install(**options) -> CudaOnnxruntime:
         module = CudaOnnxruntime(**options)
         monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)
@@ -45,7 +48,7 @@ def _on_card(model: bytes, **options) -> BucketSession:
 
 
 def _plain(model: bytes) -> Session:
-    return session_module._create(session_module.load_onnxruntime(), model, "flow", [CPU], 1)
+    return session_module._create(session_module.load_onnxruntime(), model, "flow", GraphFacts(len(model)), [CPU], 1)
 
 
 def _same(session, plain, rows, **others):

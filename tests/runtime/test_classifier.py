@@ -281,7 +281,7 @@ def test_describe_is_json_and_says_what_runs_where(classifier, bundle_dir):
     assert described["num_threads"] == 1
     assert described["max_batch"] == 4
     assert len(described["digest"]) == 64
-    assert set(described["files"]) == {"visual/model.onnx", "flow/model.onnx", "README.md"}
+    assert set(described["files"]) == {"visual/model.onnx", "flow/model.onnx"}
     assert described["readout"] is None
     assert classifier.class_names == NAMES
 
@@ -294,3 +294,14 @@ def test_predictions_are_values():
         setattr(prediction, "error", "x")  # noqa: B010 - mypy refuses the plain assignment, as it should
     with pytest.raises(FastFSLError):
         _ = Prediction((), ()).label
+
+
+def test_its_repr_tells_bundle_method_classes_and_device(feature_classifier):
+    described = feature_classifier.describe()
+    expected = f": method {described['method']}, {described['num_classes']} classes, on cpu>"
+    assert repr(feature_classifier).startswith("<Classifier '/")
+    assert described["bundle"].rpartition("/")[2] in repr(feature_classifier)
+    assert repr(feature_classifier).endswith(expected)
+    copied = feature_classifier.__copy__()
+    copied.close()
+    assert repr(copied).endswith(": closed>")

@@ -230,6 +230,7 @@ class StreamSession(Session):
 @pytest.fixture
 def cuda(driver, monkeypatch) -> OnTheStream:
     module = OnTheStream(driver)
+    monkeypatch.setenv("FASTFSL_ARENA_BYTES", "0")  # it has no arenas
     monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)
     return module
 

@@ -10,7 +10,7 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
-from fastfsl.errors import BundleError, DataError
+from fastfsl.errors import BundleError, DataError, ResourceError
 from fastfsl.images import exact_pixels
 from fastfsl.runtime.image_reader import ImageReader, _Batch
 
@@ -142,7 +142,16 @@ def test_an_error_that_is_no_verdict_on_an_image_is_raised(reader, photos):
         raise MemoryError
 
     reader._prepare = out_of_memory
-    with pytest.raises(MemoryError):
+    with pytest.raises(ResourceError, match=r"0\.png: out of memory"):
+        list(reader.batches(photos, 4))
+
+
+def test_no_thread_to_be_had_is_no_verdict_on_an_image(reader, photos, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ResourceError, match="can't start new thread; lower the number of threads"):
         list(reader.batches(photos, 4))
 
 

@@ -26,7 +26,7 @@ def _load(path) -> Classifier:
     return Classifier.load(path, device="cpu", num_threads=1)
 
 
-@pytest.mark.parametrize("name", ["visual/model.onnx", "flow/model.onnx", "README.md"])
+@pytest.mark.parametrize("name", ["visual/model.onnx", "flow/model.onnx"])
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_every_listed_file_is_checked(write, tmp_path, name, damage):
     path = write(tmp_path / "bundle")

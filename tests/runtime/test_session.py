@@ -56,6 +56,8 @@ class FakeOnnxruntime:
 
 @pytest.fixture
 def fake(monkeypatch):
+    monkeypatch.setenv("FASTFSL_ARENA_BYTES", "0")  # it has no arenas
+
     def install(comes_up, raises=None):
         module = FakeOnnxruntime(comes_up, raises)
         monkeypatch.setattr(session_module, "load_onnxruntime", lambda: module)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fastfsl.errors import DataError
+from fastfsl.errors import DataError, resource_error
 from fastfsl.files import staged_file
-from fastfsl.fit.compare.pool import shots_label
+from fastfsl.fit.comparison_plan import shots_label
 
 _FORMAT: Literal["fastfsl-compare-cell"] = "fastfsl-compare-cell"
 
@@ -113,10 +113,12 @@ class Cell(BaseModel):
             DataError: it is damaged, or not the cell of `spec`.
         """
         try:
-            cell = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            cell = cls.model_validate_json(path.read_text(encoding="utf-8-sig"))
             bits = cell.right_bits()
         except (OSError, ValidationError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+            raise resource_error(error, f"read {path}") or DataError(
+                f"{path} is damaged ({str(error).splitlines()[0]})"
+            ) from error
         # As JSON: what was a tuple among the parameters comes back as a list.
         if cell.spec.model_dump_json() != spec.model_dump_json():
             raise DataError(f"{path} is of another cell ({cell.spec})")

@@ -1,35 +1,29 @@
 """The comparison itself: every method on every episode, each finished cell kept at once."""
 
-import difflib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from fastfsl.data.audit import audit
 from fastfsl.devices import resolve_device
-from fastfsl.errors import ConfigError, DataError, FastFSLError
+from fastfsl.errors import DataError, FastFSLError, ResourceError
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.fitting import BATCH_SIZE, run_cell
 from fastfsl.fit.compare.leaderboard import leaderboard
 from fastfsl.fit.compare.noise import CONFIDENCE
-from fastfsl.fit.compare.pool import Pool, load_pool, shots_label
+from fastfsl.fit.compare.pool import Pool, load_pool
 from fastfsl.fit.compare.results import Comparison, Failure
 from fastfsl.fit.compare.tunings import Tunings
-from fastfsl.fit.config import TrainConfig, method_params
-from fastfsl.fit.methods import METHODS, RESERVED, SOURCES, find_method, find_source, make_estimator, make_source
+from fastfsl.fit.comparison_plan import CELLS, TUNING, check_folder, check_plan, default_methods, shots_label
+from fastfsl.fit.config import TrainConfig, check_params
+from fastfsl.fit.methods import find_method, find_source, make_estimator, make_source, own_params
 from fastfsl.fit.run import installed_versions, now
 from fastfsl.fit.train import Reporter, SilentReporter
-
-CELLS, TUNING = "cells", "tuning"
-
-# As published: several times slower than the rest, so that they are compared only when they are named.
-SLOW = ("fma-paper", "fma-released")
 
 
 def compare(
@@ -51,7 +45,7 @@ def compare(
     The test split's labels are read to score, never before: nothing fitted or chosen sees them.
 
     Args:
-        data: an image folder, a CoOp split file or a feature file.
+        data: an image folder, a CoOp split file, a table of paths and labels or a feature file.
         methods: names of the registry; default those on frozen features but `SLOW`. Of methods that tune the encoder
             (images only) those with the same source and options share its training: `mps` and `mps+fma`.
         shots: samples a class; None stands for all there are.
@@ -62,8 +56,8 @@ def compare(
         out: folder that keeps finished cells and the progress of a tuning, and in the end the results; cells that it
             holds already are not computed again. None keeps nothing.
         force: compute them again nevertheless.
-        config: its device, its classes, and for images its backbone, pretrained, templates, num_views, augmentation
-            and image_root are used.
+        config: its device, its classes, whether shots are exact, and for images its backbone, pretrained, templates,
+            num_views, augmentation and how the data are read are used.
         reporter: hears of progress and warnings.
         cache_dir: where features of images are kept; by default the user's cache folder.
 
@@ -87,9 +81,16 @@ def compare(
         data, names, shots, range(seeds), split=split, config=config, reporter=reporter, cache_dir=cache_dir
     )
     looked_over = audit(
-        pool.class_names, pool.train.as_classified, pool.train.labels, pool.test.features, pool.test.labels
+        pool.class_names,
+        pool.train.as_classified,
+        pool.train.labels,
+        pool.test.features,
+        pool.test.labels,
+        train_items=pool.train_items,
+        test_items=pool.test_items,
     )
-    for warning in looked_over.warnings():
+    findings = (*pool.notes, *looked_over.warnings())
+    for warning in findings:
         reporter.warn(warning)
     specs = [
         CellSpec(method=name, **resolved[name], shots=number, seed=seed, device=device)
@@ -102,7 +103,7 @@ def compare(
         rows=tuple(leaderboard(cells, names, shots, range(seeds))),
         cells=tuple(cells),
         failures=tuple(failures),
-        warnings=tuple(looked_over.warnings()),
+        warnings=findings,
         data={
             "path": str(data),
             "classes": config.classes,
@@ -111,6 +112,7 @@ def compare(
             "class_counts": list(looked_over.class_counts),
             "split": split,
             "num_test": len(pool.test.labels),
+            "files": pool.files,
         },
         settings={
             "methods": {name: _in_sections(name, **resolved[name]) for name in names},
@@ -130,68 +132,13 @@ def compare(
     return comparison
 
 
-def default_methods() -> tuple[str, ...]:
-    """All on frozen features but the slow ones."""
-    return tuple(name for name in METHODS if name not in SLOW)
-
-
-def check_methods(names: Iterable[str]) -> None:
-    """Refuse a name that is no method's, and name those it is close to.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    for name in names:
-        try:
-            find_method(name)
-        except ConfigError as error:
-            pairs = [f"{source}+{method}" for source in SOURCES for method in METHODS]
-            close = ", ".join(difflib.get_close_matches(str(name), [*METHODS, *SOURCES, *pairs]))
-            if not close:
-                raise  # it names them all
-            raise ConfigError(f"unknown method {name!r}: expected one such as {close}") from error
-
-
-def check_plan(methods: Sequence[str], shots: Sequence[int | None], seeds: int) -> None:
-    """Refuse a comparison of nothing, of something twice, or of a method that is not there.
-
-    Raises:
-        ConfigError: naming what.
-    """
-    check_methods(methods)
-    for what, values in (("method", methods), ("number of shots", [shots_label(number) for number in shots])):
-        if not values or len(set(values)) != len(values):
-            listed = ", ".join(map(str, values)) or "none"
-            raise ConfigError(f"expected at least one {what}, each once, got {listed}")
-    if seeds < 1:
-        raise ConfigError(f"expected at least one seed, got {seeds}")
-
-
-def check_folder(out: Path) -> None:
-    """Refuse, before any work is done, a folder that holds something else.
-
-    Raises:
-        ConfigError: naming the folder.
-    """
-    ours = any((out / name).is_dir() for name in (CELLS, TUNING))
-    if out.exists() and not (out.is_dir() and (ours or not any(out.iterdir()))):
-        raise ConfigError(f"{out} exists and holds no comparison, so it is not touched: choose another --out")
-
-
 def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All own parameters of a method's estimator and source, as a spec takes them: where none is given the default."""
-    try:
-        params, source_params = method_params(name, given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, dict.fromkeys((name, error.title, *first["loc"]))))
-        raise ConfigError(f"option {place!r}: {first['msg']}, got {first['input']!r}") from error
+    params, source_params = check_params(name, given)
     estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
-    return {
-        part: {key: value for key, value in values.items() if key not in RESERVED} for part, values in every.items()
-    }
+    return {part: own_params(values) for part, values in every.items()}
 
 
 def _in_sections(name: str, params: dict[str, Any], source_params: dict[str, Any]) -> dict[str, Any]:
@@ -220,6 +167,8 @@ def _run_all(
         if cell is None:
             try:
                 cell = run_cell(spec, pool, tunings=tunings, reporter=_Named(spec, reporter))
+            except ResourceError:  # no method's fault: the same command goes on here
+                raise
             except (FastFSLError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
                 failures.append(Failure(spec, str(error)))
                 reporter.warn(f"{spec}: {error}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastfsl.fit.compare.cell import Cell
 from fastfsl.fit.compare.noise import Difference, paired_difference
-from fastfsl.fit.compare.pool import shots_label
+from fastfsl.fit.comparison_plan import shots_label
 
 # What a row over all numbers of shots has in place of one.
 MEAN = "mean"

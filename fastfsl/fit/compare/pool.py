@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfsl.data import ImageDataset, ImageSample, check_readable, draw_episode, load_dataset, select_classes
-from fastfsl.data.scoring import features_to_score, images_to_score
+from fastfsl.data import ImageDataset, ImageSample, Skipped, check_readable, draw_episode, file_account
+from fastfsl.data.scoring import features_to_score, images_to_score, skipped_in_all
+from fastfsl.data.skipped import NOT_DRAWN, OTHER_SPLIT
 from fastfsl.encoders import Encoder, class_embeddings, load_encoder
-from fastfsl.errors import ConfigError, DataError
+from fastfsl.fit.comparison_plan import check_split
 from fastfsl.fit.config import TrainConfig
-from fastfsl.fit.methods import find_source
+from fastfsl.fit.methods import check_takes_features, find_source
 from fastfsl.fit.source import ClassTexts
-from fastfsl.fit.train import Reporter, check_takes_features, encode_plain, encode_support
+from fastfsl.fit.train import Reporter, encode_plain, encode_support, warn_of_few
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Pool:
         episodes: rows of `train` by (shots, seed).
         test: the split that is scored on.
         images: None for a feature file, and where no method tunes the encoder.
+        files: what became of every file of the data; None for a feature file.
+        train_items: what messages call the rows of `train`; None: their numbers.
+        test_items: what they call those of `test`.
+        notes: what a user should know of the data beside their features.
     """
 
     class_names: tuple[str, ...]
@@ -87,6 +92,10 @@ class Pool:
     episodes: dict[tuple[int | None, int], NDArray[np.int64]]
     test: ScoredSplit
     images: Images | None = None
+    files: dict[str, Any] | None = None
+    train_items: tuple[str, ...] | None = None
+    test_items: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def support(self, shots: int | None, seed: int) -> Support:
         """The samples of an episode."""
@@ -111,11 +120,6 @@ class Pool:
         return hashed.hexdigest()
 
 
-def shots_label(shots: int | None) -> int | str:
-    """Shots as they are shown: None is `all`."""
-    return "all" if shots is None else shots
-
-
 def load_pool(
     data: Path,
     methods: Sequence[str],
@@ -134,19 +138,17 @@ def load_pool(
         ConfigError: `split` is the one that episodes are drawn from, the encoder cannot be had, or a method tunes it
             and the data are a feature file.
     """
-    if split == "train":
-        raise ConfigError("expected a split to score on that no episode is drawn from, got 'train': try 'test'")
-    root = None if config.image_root is None else Path(config.image_root)
-    dataset = select_classes(load_dataset(data, root), config.classes)
+    dataset = config.dataset(data)
+    check_split(split, data, dataset.splits)
     if not isinstance(dataset, ImageDataset):
         for method in methods:
             check_takes_features(method)
-    if split not in dataset.splits:
-        raise DataError(
-            f"{data} has no {split!r} split to score on, only {', '.join(map(repr, dataset.splits))}: "
-            "add one, or name another with --split"
-        )
-    drawn = {(number, seed): draw_episode(dataset, number, seed).indices for number in shots for seed in seeds}
+    drawn = {
+        (number, seed): draw_episode(dataset, number, seed, exact=config.exact_shots).indices
+        for number in shots
+        for seed in seeds
+    }
+    warn_of_few(dataset, max((number for number in shots if number is not None), default=None), reporter)
     episodes = {key: np.array(indices, dtype=np.int64) for key, indices in drawn.items()}
     if isinstance(dataset, ImageDataset):
         pool = _image_pool(dataset, episodes, split, config, reporter, cache_dir)
@@ -173,13 +175,30 @@ def _image_pool(
     """Each image that an episode drew is encoded once; those that cannot be read are left out of every episode."""
     drawn = np.unique(np.concatenate(list(episodes.values())))
     train = dataset.split("train")
+    dataset.skipped.check(strict=config.strict)
     samples, damaged = check_readable([train[row] for row in drawn], dataset.class_names)
-    for path, reason in damaged:
-        reporter.warn(f"skipped {path}: {reason}")
+    skipped = skipped_in_all(
+        replace(dataset, splits={"train": train}), "train", damaged, reporter.warn, strict=config.strict
+    )
     unreadable = {path for path, _ in damaged}
     readable = [row for row in drawn if train[row].path not in unreadable]
     place = {row: position for position, row in enumerate(readable)}
-    tested = images_to_score(dataset, split, dataset.class_names, set(), reporter.warn).samples
+    scored = images_to_score(
+        replace(dataset, splits={split: dataset.split(split)}, skipped=Skipped(), notes=()),
+        split,
+        dataset.class_names,
+        set(),
+        reporter.warn,
+        strict=config.strict,
+    )
+    tested = scored.samples
+    for reason, number in scored.files["reasons"].items():
+        skipped.add(reason, scored.files["examples"][reason], number)
+    for other, others in dataset.splits.items():
+        if other not in ("train", split):
+            skipped.add(OTHER_SPLIT, others[0].path, len(others), detail=other)
+    left = sorted(set(range(len(train))) - set(drawn.tolist()))
+    skipped.add(NOT_DRAWN, train[left[0]].path if left else "", len(left))
     encoder = load_encoder(config.backbone, config.pretrained, config.device)
     texts = ClassTexts(
         dataset.class_names, config.templates, class_embeddings(encoder, dataset.class_names, config.templates)
@@ -204,6 +223,10 @@ def _image_pool(
             _labels(tested),
         ),
         images=Images(encoder, texts, samples, tested, config, cache_dir),
+        files=file_account(len(samples) + len(tested), skipped),
+        train_items=tuple(dataset.item(sample) for sample in samples),
+        test_items=tuple(dataset.item(sample) for sample in tested),
+        notes=dataset.notes,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastfsl.files import staged_file
 from fastfsl.fit.compare.cell import Cell, CellSpec
 from fastfsl.fit.compare.leaderboard import Row
-from fastfsl.fit.compare.pool import shots_label
+from fastfsl.fit.comparison_plan import shots_label
 
 RESULTS, TABLE = "results.json", "results.csv"
 

@@ -1,0 +1,295 @@
+"""Bundles from strangers: none ends the process, takes the machine's memory, or says what its graphs do not show."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from fastfsl import bundle
+from fastfsl.bundle.manifest import MAX_MANIFEST_BYTES
+from fastfsl.errors import BundleError, DataError
+from fastfsl.runtime import Classifier
+from tests.runtime.forged_bundles import GOLDEN, WIDTH, flow, forged, node
+
+# What one bundle may take beside the imports: of 64 MiB of constants ONNX Runtime holds two copies for a moment.
+MAX_MEGABYTES = 300
+
+# Loads bundles and computes with each; says of each what came of it, and the most memory until then.
+_VISITOR = """
+import json, sys, numpy
+from fastfsl.runtime import Classifier
+from fastfsl.errors import FastFSLError
+
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024
+
+Classifier.load(sys.argv[1], device="cpu", num_threads=1)
+before = peak()
+for path in sys.argv[2:]:
+    try:
+        with Classifier.load(path, device="cpu", num_threads=1) as classifier:
+            classifier.feature_probabilities(numpy.ones((2, 24), numpy.float32))
+        said = "computed"
+    except FastFSLError as error:
+        said = f"{type(error).__name__}: {error}"
+    print(json.dumps([path, said, peak() - before]), flush=True)
+"""
+
+
+def _visit(*paths: Path) -> Mapping[str, tuple[str, int]]:
+    """What came of each bundle in a process of its own, and the megabytes that it held at most by then."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _VISITOR, str(GOLDEN / "images"), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (ended.returncode, len(answers)) == (0, len(paths)), f"ended with {ended.returncode}: {ended.stderr}"
+    return {Path(path).name: (said, megabytes) for path, said, megabytes in answers}
+
+
+def _with_flow(target: Path, data: bytes, **lies) -> Path:
+    return forged(target, files={bundle.FLOW_GRAPH: data}, **lies)
+
+
+def _dividing(operator: str, kind: type[np.signedinteger], divisor: int, *, computed: bool) -> bytes:
+    """The smallest whole number of a type by another; computed: only when it runs."""
+    least, onnx_type = np.iinfo(kind).min, helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    late = [node("Cast", ["zero"], ["late"], to=onnx_type)]
+    if computed:
+        late += [node("Add", ["a", "late"], ["dividend"]), node("Add", ["b", "late"], ["divisor"])]
+        names = ["dividend", "divisor"]
+    else:
+        names = ["a", "b"]
+    return flow([*late, node(operator, names, ["made"])], a=np.array([least], kind), b=np.array([divisor], kind))
+
+
+def test_a_division_of_whole_numbers_that_ends_the_process_is_a_bundle_error(tmp_path):
+    """SIGFPE: of a constant at load, of a computed number at the first call."""
+    paths = [
+        _with_flow(tmp_path / f"{operator} {kind.__name__} {divisor} {computed}", graph)
+        for operator in ("Div", "Mod")
+        for kind in (np.int32, np.int64)
+        for divisor in (-1, 0)
+        for computed in (False, True)
+        for graph in [_dividing(operator, kind, divisor, computed=computed)]
+    ]
+    for name, (said, _) in _visit(*paths).items():
+        assert re.match("BundleError: .*may divide whole numbers", said), f"{name}: {said}"
+
+
+def test_a_division_by_a_constant_above_0_computes(tmp_path):
+    """Exporters divide sizes so; a divisor that a caller may give, or one of 0, is none."""
+    nodes = [
+        node("Shape", ["image_embeds"], ["shape"]),
+        node("Div", ["shape", "two"], ["halves"]),
+        node("Mod", ["halves", "two"], ["made"]),
+    ]
+    path = _with_flow(tmp_path / "bundle", flow(nodes, two=np.array([2], np.int64)))
+    assert _visit(path)["bundle"][0] == "computed"
+
+
+LARGE = 2**28
+ONE = np.ones(1, np.float32)
+COLUMN, ROW = np.ones((2**15, 1), np.float32), np.ones((1, 2**15), np.float32)
+# Of each: the nodes, their constants, and what refuses it: the look at the graph, or ONNX Runtime's arena.
+MEMORY = {
+    "a shape of nine numbers": (
+        [node("Expand", ["one", "shape"], ["made"])],
+        {"one": ONE, "shape": np.array([16] * 7 + [1, 4])},
+        "makes more than",
+    ),
+    "a float constant through Cast": (
+        [node("Cast", ["size"], ["shape"], to=TensorProto.INT64), node("ConstantOfShape", ["shape"], ["made"])],
+        {"size": np.array([LARGE], np.float32)},
+        "makes more than",
+    ),
+    "a uint64 constant through Cast": (
+        [node("Cast", ["size"], ["shape"], to=TensorProto.INT64), node("ConstantOfShape", ["shape"], ["made"])],
+        {"size": np.array([LARGE], np.uint64)},
+        "makes more than",
+    ),
+    "two constants of 128 KiB, added": (
+        [node("Add", ["column", "row"], ["made"])],
+        {"column": COLUMN, "row": ROW},
+        "makes more than",
+    ),
+    "a list of numbers for a repetition": (
+        [node("Constant", [], ["shape"], value_floats=[float(LARGE)]), node("Cast", ["shape"], ["sizes"], to=7),
+         node("Tile", ["one", "sizes"], ["made"])],
+        {"one": ONE},
+        "cannot compute|makes more than",
+    ),
+    "a product of constants": ([node("MatMul", ["column", "row"], ["made"])], {"column": COLUMN, "row": ROW}, "arena"),
+    "an Einsum of constants": (
+        [node("Einsum", ["a", "b"], ["made"], equation="i,j->ij")],
+        {"a": COLUMN[:, 0], "b": ROW[0]},
+        "arena",
+    ),
+    "rows gathered again and again": (
+        [node("Gather", ["row", "indices"], ["made"])],
+        {"row": ROW, "indices": np.zeros(2**13, np.int64)},
+        "arena",
+    ),
+    "sizes multiplied": (
+        [node("Mul", ["size", "size"], ["shape"]), node("Expand", ["one", "shape"], ["made"])],
+        {"one": ONE, "size": np.array([2**14])},
+        "arena",
+    ),
+    "a range of small steps": (
+        [node("Mul", ["step", "step"], ["small"]), node("Range", ["start", "end", "small"], ["made"])],
+        {"start": np.float32(0), "end": np.float32(256), "step": np.float32(2**-11)},
+        "arena",
+    ),
+    "a margin multiplied": (
+        [node("Mul", ["size", "size"], ["margins"]), node("Pad", ["one", "margins"], ["made"])],
+        {"one": ONE, "size": np.array([0, 2**14])},
+        "arena",
+    ),
+    "a margin of a convolution": (
+        [node("Expand", ["zero", "shape"], ["image"]),
+         node("Conv", ["image", "kernel"], ["made"], kernel_shape=[1, 1], pads=[2**13] * 4)],
+        {"shape": np.array([1, 1, 1, 1]), "kernel": np.ones((1, 1, 1, 1), np.float32)},
+        "arena",
+    ),
+    "a result that grows as it runs": (
+        [node("Add", ["zero", "size"], ["float_size"]), node("Cast", ["float_size"], ["number"], to=TensorProto.INT64),
+         node("Unsqueeze", ["number", "axis"], ["shape"]), node("ConstantOfShape", ["shape"], ["made"])],
+        {"size": np.float32(LARGE), "axis": np.array([0])},
+        "arena",
+    ),
+    "a list that doubles": (
+        [node("Concat", [f"c{index}"] * 2, [f"c{index + 1}" if index < 27 else "made"], axis=0) for index in range(28)],
+        {"c0": ONE},
+        "bytes are made of its constants",
+    ),
+    "many results of constants": (
+        [*(node("Neg", ["big"], [f"n{index}"]) for index in range(64)),
+         node("Sum", [f"n{index}" for index in range(64)], ["made"])],
+        {"big": np.ones(2**20, np.float32)},
+        "bytes are made of its constants",
+    ),
+    "many results of unknown size": (
+        [*(node("MatMul", ["column", "row"], [f"n{index}"]) for index in range(40)),
+         *(node("ReduceMax", [f"n{index}"], [f"m{index}"], keepdims=0) for index in range(40)),
+         node("Sum", [f"m{index}" for index in range(40)], ["made"])],
+        {"column": COLUMN[: 2**12], "row": ROW[:, : 2**11]},
+        "computed",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    paths = [_with_flow(folder / name, flow(nodes, **constants)) for name, (nodes, constants, _) in MEMORY.items()]
+    return _visit(*paths)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_is_bounded(visited, name):
+    expected = MEMORY[name][2]
+    said, megabytes = visited[name]
+    if expected == "arena":
+        assert re.match("BundleError: .*cannot compute.*Available memory.*FASTFSL_ARENA_BYTES", said), said
+    else:
+        assert re.search(expected, said), said
+    assert megabytes < MAX_MEGABYTES
+
+
+def test_a_manifest_of_millions_of_values_is_refused(tmp_path):
+    path = forged(tmp_path / "bundle")
+    file = path / bundle.MANIFEST_NAME
+    data = file.read_bytes().rstrip().removesuffix(b"}")
+    for value in (b"[]", b"{}", b"0", b'""'):
+        count = (MAX_MANIFEST_BYTES - len(data) - 100) // (len(value) + 1)
+        file.write_bytes(data + b', "training": [' + b",".join([value] * count) + b"]}")
+        with pytest.raises(BundleError, match=r"manifest\.json: \d+ JSON values, more than"):
+            Classifier.load(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("lies", "message"),
+    [
+        ({"num_steps": 0, "read_steps": []}, "has 3 steps, the manifest says 0"),
+        ({"num_steps": 1000, "read_steps": []}, "has 3 steps, the manifest says 1000"),
+        ({"num_steps": 2, "read_steps": [1, 2]}, "has 3 steps, the manifest says 2"),
+        ({"read_steps": []}, r"reads the steps \[1\] before the last, the manifest says \[\]"),
+        ({"read_steps": [1, 2, 3]}, r"reads the steps \[1\] before the last, the manifest says \[1, 2\]"),
+        ({"precision": "int8"}, "says precision int8, and no graph multiplies whole numbers"),
+        ({"logit_scale": 100.0}, r"logit_scale is 30\.0, the manifest's 100\.0"),
+        ({"class_names": ["a", "b", "c", "d", "a"]}, "'class_names' must be a list of names, each of them once"),
+        ({"embed_dim": 23}, "expected the input image_embeds of shape"),
+    ],
+)
+def test_a_manifest_that_its_graphs_contradict_is_refused(tmp_path, lies, message):
+    path = forged(tmp_path / "bundle", without=(bundle.FLOW_PLAN,), **lies)
+    with pytest.raises(BundleError, match=message):
+        Classifier.load(path, device="cpu", num_threads=1)
+
+
+@pytest.mark.parametrize("lies", [{"num_steps": 2, "read_steps": [2]}, {"step_size": 0.2}, {"embed_dim": 25}])
+def test_a_plan_that_the_manifest_contradicts_is_refused(tmp_path, lies):
+    with pytest.raises(BundleError, match=r"plan\.safetensors: \(steps, width, step size\) are"):
+        Classifier.load(forged(tmp_path / "bundle", **lies), device="cpu", num_threads=1)
+
+
+def test_steps_that_no_graph_can_have_are_refused(tmp_path):
+    """Of a graph whose names say nothing."""
+    path = tmp_path / "bundle"
+    forged(path, without=(bundle.FLOW_PLAN,), files={bundle.FLOW_GRAPH: flow()}, num_steps=1000, read_steps=[])
+    with pytest.raises(BundleError, match="has at most 5 steps, the manifest says 1000"):
+        Classifier.load(path, device="cpu", num_threads=1)
+
+
+def test_fp32_over_a_graph_of_int8_is_refused(tmp_path):
+    nodes = [node("MatMulInteger", ["bytes", "bytes"], ["made"])]
+    graph = flow(nodes, bytes=np.ones((2, 2), np.int8))
+    with pytest.raises(BundleError, match="multiplies whole numbers, and the manifest says precision fp32"):
+        Classifier.load(_with_flow(tmp_path / "fp32", graph), device="cpu", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def reading_texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "bundle"
+    shutil.copytree(GOLDEN / "text", path)
+    with Classifier.load(path, device="cpu", num_threads=1) as classifier:
+        yield classifier
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "message"),
+    [
+        ("blue \ud800 jay", None, r"class name .*lone surrogate, U\+D800"),
+        ("blue jay", ["a \udfff"], r"prompt .*lone surrogate, U\+DFFF"),
+        ("blue jay", "a \ud83d jay", "prompt .*lone surrogate"),
+        ("blue\0jay", None, "class name .*control character"),
+        ("blue\x1b[2Jjay", None, "class name .*control character"),
+        ("blue\njay", None, "class name .*control character"),
+        ("a" * 1025, None, "at most 1024 characters"),
+        ("blue jay", ["a" * (2**16 + 1)], "at most 65536 characters"),
+        ("blue jay", ["a jay"] * 4097, "at most 4096 prompts"),
+    ],
+)
+def test_a_class_of_no_text_is_a_data_error(reading_texts, name, prompts, message):
+    known = reading_texts.class_names
+    with pytest.raises(DataError, match=message):
+        reading_texts.add_class(name, prompts)
+    assert reading_texts.class_names == known
+
+
+def test_a_class_of_any_script_is_added(reading_texts):
+    reading_texts.add_class("Blauhäher 🐦 日本", ["a jay,\n\tblue"])
+    assert reading_texts.class_names[-1] == "Blauhäher 🐦 日本"
+    assert reading_texts.feature_probabilities(np.ones((1, WIDTH), np.float32)).shape == (1, 6)
