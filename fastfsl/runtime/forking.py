@@ -19,6 +19,7 @@ module imported it before, the child ends without the library's word.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
@@ -42,11 +43,11 @@ class Resettable(Protocol):
 
 
 class _Moments:
-    """The threads that must not be disturbed, how deep they are in it, and how many threads are about to fork."""
+    """The threads that must not be disturbed and how deep they are in it, and the threads that are about to fork."""
 
     def __init__(self, inside: dict[int, int]) -> None:
         self.inside = inside
-        self.forking = 0
+        self.forking: set[int] = set()
         self.changed = threading.Condition()  # a signal may come while it is held, and its handler may fork
 
     def calm(self, thread: int) -> bool:
@@ -60,7 +61,7 @@ class _Undisturbed:
         thread, moments = threading.get_ident(), _moments
         with moments.changed:
             if moments.forking and thread not in moments.inside:
-                moments.changed.wait_for(lambda: not moments.forking, _MOST_SECONDS)
+                moments.changed.wait_for(lambda: not moments.forking - {thread}, _MOST_SECONDS)
             moments.inside[thread] = moments.inside.get(thread, 0) + 1
 
     def __exit__(
@@ -122,13 +123,13 @@ def _end_without_handlers() -> None:
 def _before() -> None:
     thread = threading.get_ident()
     with _moments.changed:
-        _moments.forking += 1
+        _moments.forking.add(thread)
         _moments.changed.wait_for(lambda: _moments.calm(thread), _MOST_SECONDS)
 
 
 def _in_parent() -> None:
     with _moments.changed:
-        _moments.forking = max(0, _moments.forking - 1)
+        _moments.forking.discard(threading.get_ident())
         _moments.changed.notify_all()
 
 
@@ -145,6 +146,11 @@ def _in_child() -> None:
     if "onnxruntime" in sys.modules and os.environ.get(_TELEMETRY, "0").lower() in ("", "0", "false"):
         _end_without_handlers()
 
+
+# The end of the interpreter is such a moment too. Threads that it does not wait for would come back out of native code
+# to an interpreter that is gone, and the program would be aborted. This module is imported before those that wait for
+# what has begun, so its turn is after theirs.
+atexit.register(_before)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

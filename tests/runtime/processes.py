@@ -275,6 +275,7 @@ def fork_waits_for_a_calm_moment(bundle: str) -> None:
         in_child(lambda: compute(0))
         assert least < time.monotonic() - started < most
         compute(0)
+    os._exit(0)  # the end of the interpreter would wait as well
 
 
 def end_of_a_child(bundle: str, telemetry: str) -> None:
@@ -603,6 +604,21 @@ def main_thread_ends_first(bundle: str) -> None:
         print("served", flush=True)
 
     threading.Thread(target=serve).start()
+
+
+def threads_that_never_end(bundle: str) -> None:
+    classifier = load(bundle, warm_up=True)
+    features = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
+
+    def serve() -> None:
+        while True:
+            classifier.classify_features(features)
+            classifier.predict(PIXELS[0])
+
+    for _ in range(3):
+        threading.Thread(target=serve, daemon=True).start()
+    time.sleep(0.1)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

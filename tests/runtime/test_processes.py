@@ -53,7 +53,7 @@ def test_a_child_that_goes_on_within_a_call_of_its_parent_hears_so(bundle_dir):
 
 @UNIX
 def test_children_of_a_busy_parent_answer(bundle_dir):
-    _run("fork_of_a_busy_parent", bundle_dir, 12)
+    _run("fork_of_a_busy_parent", bundle_dir, 10)
 
 
 @UNIX
@@ -70,10 +70,11 @@ def test_a_fork_waits_until_no_library_holds_its_locks(bundle_dir):
 @pytest.mark.parametrize("telemetry", ["0", "1"])
 def test_a_child_ends_with_its_own_status(bundle_dir, monkeypatch, telemetry):
     """Where the environment asks for onnxruntime's telemetry, or it was imported before, its thread is missing."""
-    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", telemetry)
+    if telemetry == "0":
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", telemetry)
+    else:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     assert _run("end_of_a_child", bundle_dir, telemetry) == "the end\n" * 2
-    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
-    assert telemetry == "0" or _run("end_of_a_child", bundle_dir, "1") == "the end\n" * 2
 
 
 @UNIX
@@ -225,9 +226,9 @@ def test_cuda_is_refused_at_once_in_a_forked_child(bundle_dir, photos):
         ("caught and left", 20_000),
         ("SystemExit", 5000),
         ("classifier", 5000),
-        ("event loop", 3000),
-        ("event loop that closes", 3000),
-        ("event loop without context", 3000),
+        ("event loop", 2000),
+        ("event loop that closes", 2000),
+        ("event loop without context", 2000),
     ],
 )
 @UNIX
@@ -256,6 +257,11 @@ def test_requests_that_wait_do_not_hold_up_the_end(bundle_dir, way, waiting):
 
 def test_the_interpreter_lives_for_as_long_as_other_threads_serve(bundle_dir):
     assert _run("main_thread_ends_first", bundle_dir) == "served\n"
+
+
+def test_threads_that_never_end_do_not_abort_the_end(bundle_dir):
+    for _ in range(2):
+        _run("threads_that_never_end", bundle_dir)
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
