@@ -182,7 +182,9 @@ def _write_report(path: Path, document: dict[str, Any], predicted: "Predicted", 
     worst_first = sorted(document["class_accuracy"].items(), key=lambda pair: float(pair[1]))
     sections = [
         Section("Result", [*standing_parts(found), Table(("", ""), field_words(figures))]),
-        Section("Predictions", prediction_parts(predicted.probabilities, predicted.labels, predicted.class_names)),
+        Section(
+            "Predictions", prediction_parts(predicted.probabilities, predicted.labels, list(predicted.class_names))
+        ),
         Section("Mistakes", mistake_parts(predicted, Path(document["data"]))),
         Section("Accuracy by class, the lowest first", [Table(("class", "accuracy"), worst_first)]),
     ]

@@ -77,10 +77,10 @@ def _installed_extras(requirements: Iterable[str]) -> set[str]:
         extra, name = _EXTRA.search(line), _NAME.match(line)
         if extra is not None and name is not None and "sys_platform" not in line:
             needed.setdefault(extra[1], set()).add(name[1])
-    for extra in needed.keys() & PARTS.keys():
-        needed[extra] = set(PARTS[extra][1])
+    for known in needed.keys() & PARTS.keys():
+        needed[known] = set(PARTS[known][1])
     return {
-        extra for extra, names in needed.items() if all(version_of(name) is not None for name in names - {"fastfsl"})
+        known for known, names in needed.items() if all(version_of(name) is not None for name in names - {"fastfsl"})
     }
 
 

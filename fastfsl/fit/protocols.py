@@ -144,6 +144,7 @@ def evaluate_transfer(
     names = dataset.class_names
     hears = reporter or SilentReporter()
     samples = samples_to_score(run, dataset, names, split, encoder, hears, cache_dir, strict=strict)
+    zero_shot: float | None
     if isinstance(dataset, FeatureDataset):
         if templates is not None:
             raise ConfigError("prompts go with images: a feature file has its class embeddings already")

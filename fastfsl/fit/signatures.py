@@ -121,7 +121,7 @@ def _type(module: str, node: ast.AST | None) -> Any:  # noqa: ANN401  # a type
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         items: Sequence[ast.AST] = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if node.value.id == "Literal":
-            return Literal[tuple(ast.literal_eval(item) for item in items)]  # type: ignore[arg-type]
+            return Literal[tuple(ast.literal_eval(item) for item in items)]
         if node.value.id in _GENERIC:
             inner = tuple(_item(module, item) for item in items)
             return _GENERIC[node.value.id][inner]

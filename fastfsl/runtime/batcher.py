@@ -28,6 +28,7 @@ from fastfsl.runtime.failures import forget_locals
 from fastfsl.runtime.forking import reset_in_child
 from fastfsl.runtime.metrics import UNHEARD, Metrics
 from fastfsl.runtime.session import check_count
+from fastfsl.runtime.waiting import wait_for
 from fastfsl.runtime.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class _Answer(Future["Prediction"]):
         """End in an error without telling anybody: in a child, where who was to hear of it is no more."""
         self._condition = threading.Condition()  # another thread may have held it when the process forked
         if not self.done():
-            self._waiters, self._done_callbacks = [], []
+            self._waiters.clear()
+            self._done_callbacks: list[Any] = []
             self._exception = error
             self._state = "FINISHED"
 
@@ -226,7 +228,7 @@ class Batcher:
 
     def _wait(self, seconds: float | None) -> bool:
         with self._lock:
-            return self._all_answered.wait_for(lambda: not self._requests, seconds)
+            return wait_for(self._all_answered, lambda: not self._requests, seconds)
 
     def __enter__(self) -> Self:
         return self

@@ -125,7 +125,7 @@ class Classifier:
             ConfigError: an option is out of range, or onnxruntime is not installed.
         """
         max_batch = check_count("max_batch", max_batch)
-        options = {
+        options: dict[str, Any] = {
             "device": device,
             "num_threads": check_threads(num_threads),
             "alpha": alpha,
@@ -200,10 +200,7 @@ class Classifier:
                     self._forked = False
 
     def __reduce__(self) -> tuple[Callable[..., Classifier], Any]:
-        with self._adding:
-            if self._closing:
-                raise ClosedError("a closed classifier can be neither pickled nor copied; load it again")
-            return self._recipe.pickled(type(self), self._added)
+        return self._recipe.pickled(type(self), self._classes_to_copy())
 
     def __repr__(self) -> str:
         """The bundle, its method, the number of classes, and where they are computed; a closed one says so."""
@@ -217,11 +214,16 @@ class Classifier:
         )
 
     def __copy__(self) -> Classifier:
-        make, arguments = self.__reduce__()
-        return make(*arguments[:-1], self._recipe.on_metrics)
+        return self._recipe.copied(type(self), self._classes_to_copy())
 
     def __deepcopy__(self, memo: object) -> Classifier:
         return self.__copy__()
+
+    def _classes_to_copy(self) -> tuple[AddedClass, ...]:
+        with self._adding:
+            if self._closing:
+                raise ClosedError("a closed classifier can be neither pickled nor copied; load it again")
+            return self._added
 
     def __enter__(self) -> Self:
         return self
@@ -303,7 +305,8 @@ class Classifier:
 
         Images are decoded on the classifier's pool while others are computed. ``submit(image, top_k=None)`` returns a
         ``concurrent.futures.Future`` and raises OverloadError at once when the queue is full; the end of the context
-        waits for every answer. More is said at `fastfsl.runtime.batcher.Batcher`.
+        waits for every answer; if Ctrl-C or the like ends it, what has not begun is cancelled. More is said at
+        `fastfsl.runtime.batcher.Batcher`.
 
         Args:
             max_batch: most images computed at once; None: the classifier's own ``max_batch``, which is the most.
@@ -386,8 +389,8 @@ class Classifier:
         """Teach a bundle that was exported with ``--text`` one class more, by what the text tower reads of it.
 
         Calls that begin later know the class; those in progress end with the classes that they began with. It lives as
-        long as the classifier. The temperature and the threshold of the bundle stay what they are. The first call reads
-        the text tower from the bundle, a second or so for a large one.
+        long as the classifier, and goes into its copies. The temperature and the threshold of the bundle stay what they
+        are. The first call reads the text tower from the bundle, a second or so for a large one.
 
         Args:
             name: its label, the last of ``class_names``.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from fastfsl.errors import ClosedError
 from fastfsl.runtime.forking import reset_in_child
+from fastfsl.runtime.waiting import wait_for
 
 
 class Gate:
@@ -67,7 +68,7 @@ class Gate:
             self._closed = True
             if threading.get_ident() in self._depth:
                 return
-            if not self._changed.wait_for(lambda: not self._depth, None if wait else 0):
+            if not wait_for(self._changed, lambda: not self._depth, None if wait else 0):
                 return  # the last one out releases
         self._release_once()
 

@@ -67,8 +67,12 @@ class Recipe:
             raise BundleError(f"{_CHANGED}: {error}") from error
         return replace(loaded, origin={**loaded.origin, "bundle": origin["bundle"]})
 
+    def copied(self, kind: type[Classifier], added: Sequence[AddedClass]) -> Classifier:
+        """The same classifier once more, in this process."""
+        return unpickled(kind, str(self.path), self.digest, self.options, added, self.on_metrics)
+
     def pickled(self, kind: type[Classifier], added: Sequence[AddedClass]) -> tuple[Callable[..., Classifier], Any]:
-        """What pickle and copy make the same classifier of."""
+        """What pickle makes the same classifier of."""
         on_metrics = self.on_metrics if can_be_pickled(self.on_metrics) else None
         if on_metrics is not self.on_metrics:
             _log.warning(
@@ -90,7 +94,7 @@ def unpickled(
     added: Sequence[AddedClass],
     on_metrics: Callable[[Metric], None] | None,
 ) -> Classifier:
-    """A classifier as it was when it was pickled.
+    """A classifier as it was when it was pickled or copied.
 
     Raises:
         BundleError: its bundle was altered, or is not there.

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fastfsl.errors import ClosedError
 from fastfsl.runtime.forking import reset_in_child
+from fastfsl.runtime.waiting import SECONDS_BETWEEN_LOOKS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,7 +90,8 @@ class WorkerPool:
                 job[0].cancel()
         for thread in threads if wait else ():
             if thread is not threading.current_thread():
-                thread.join()
+                while thread.is_alive():
+                    thread.join(SECONDS_BETWEEN_LOOKS)
 
     def _start_thread(self) -> None:
         thread = threading.Thread(

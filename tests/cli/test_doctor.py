@@ -235,7 +235,7 @@ def test_what_an_extra_asks_for_is_judged_where_it_is_installed(monkeypatch):
 
 
 def test_training_alone_needs_no_runtime():
-    packages = {"torch": "2.15", "open_clip_torch": "3.3", "pillow": "12"}
+    packages: dict[str, str | None] = {"torch": "2.15", "open_clip_torch": "3.3", "pillow": "12"}
     assert find_problems(packages, [], [], {}) == []
 
 

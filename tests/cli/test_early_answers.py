@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def place(tmp_path_factory):
             file = root / "images" / name / f"{index}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
-    arrays = {
+    arrays: dict[str, Any] = {
         "train_features": rng.normal(size=(4, 6)).astype(np.float32),
         "train_labels": np.array([0, 0, 1, 1]),
         "class_embeddings": rng.normal(size=(2, 6)).astype(np.float32),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ def _write(path, *, noise, counts, seed=0):
     """Features about their class texts; `noise` of 100 leaves nothing of the classes."""
     rng = np.random.default_rng(seed)
     texts = np.eye(CLASSES, DIM, dtype=np.float32)
-    arrays = {"class_embeddings": texts, "class_names": np.array(["ant", "bee", "cow"])}
+    arrays: dict[str, Any] = {"class_embeddings": texts, "class_names": np.array(["ant", "bee", "cow"])}
     for split in ("train", "test"):
         labels = np.repeat(np.arange(CLASSES), counts)
         arrays[f"{split}_features"] = (texts[labels] + noise * rng.normal(size=(len(labels), DIM))).astype(np.float32)

@@ -52,7 +52,7 @@ def test_a_classifier_that_may_be_no_better_than_the_majority_is_doubted_not_war
 
 def test_where_nothing_was_measured_nothing_is_claimed():
     found = standing(None, 0, np.array([0, 1]), ("a", "b"), 1.0)
-    assert found.interval is found.below_majority is found.warning() is found.doubt() is None
+    assert [found.interval, found.below_majority, found.warning(), found.doubt()] == [None] * 4
     assert "nothing could be held out" in found.sentence("held-out accuracy")
 
 

@@ -173,38 +173,45 @@ def test_saturation_shows_with_weights_of_the_full_range(request, monkeypatch, n
         assert (_few(node, tensors, exact_sums) != _few(node, tensors, saturating_sums)).any(), node.output[0]
 
 
+def _first(model: onnx.ModelProto, sums, feed) -> np.ndarray:
+    """The graph's first output, its products summed so."""
+    output, *_ = list(emulated(model, sums).run(None, feed))
+    return output
+
+
 @pytest.mark.parametrize("name", ["visual", "flow"])
 def test_a_whole_graph_gives_the_same_where_sums_saturate(request, monkeypatch, name):
     graph, feed = request.getfixturevalue(name)
-    plain = _open(graph.SerializeToString()).run(None, feed)[0]
+    plain, *_ = _open(graph.SerializeToString()).run(None, feed)
     model = _int8(graph, feed)
-    exact, saturated = (emulated(model, sums).run(None, feed)[0] for sums in (exact_sums, saturating_sums))
+    exact, saturated = (_first(model, sums, feed) for sums in (exact_sums, saturating_sums))
     np.testing.assert_array_equal(exact, saturated)
     np.testing.assert_allclose(_open(model.SerializeToString()).run(None, feed)[0], exact, atol=0.02 * np.ptp(exact))
     monkeypatch.setattr(quantization, "integer_weights", _full_range)
-    before = emulated(_int8(graph, feed), saturating_sums).run(None, feed)[0]
+    before = _first(_int8(graph, feed), saturating_sums, feed)
     assert np.abs(before - plain).mean() > 1.5 * np.abs(saturated - plain).mean()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (3, 5), (BLOCK - 1, 2), (BLOCK, 7), (2 * BLOCK + 5, 9)])
 @pytest.mark.parametrize("kind", ["normal", "one sign", "outliers", "equal", "zero", "a column of zeros"])
 def test_pairs_keep_the_limit_whatever_the_weights(height, width, kind):
-    weight = RNG.normal(size=(height, width))
+    drawn = RNG.normal(size=(height, width))
     if kind == "one sign":
-        weight = np.abs(weight)
+        drawn = np.abs(drawn)
     elif kind == "outliers":
-        weight = weight**5
+        drawn = drawn**5
     elif kind == "equal":
-        weight = np.full_like(weight, -0.37)  # 63.5 steps each: both would be rounded up
+        drawn = np.full_like(drawn, -0.37)  # 63.5 steps each: both would be rounded up
     elif kind == "zero":
-        weight[:] = 0
+        drawn[:] = 0
     elif kind == "a column of zeros":
-        weight[:, 0] = 0
-    weight = weight.astype(np.float32)
+        drawn[:, 0] = 0
+    weight = drawn.astype(np.float32)
     inputs = RNG.normal(size=(200, height)) @ RNG.normal(size=(height, height))
     for covariance in (_blocks(inputs), np.zeros_like(_blocks(inputs)), np.full_like(_blocks(inputs), np.nan)):
         levels, steps = integer_weights(weight, covariance)
-        assert (levels.dtype, levels.shape, steps.shape) == (np.int8, weight.shape, (width,))
+        assert levels.dtype == np.int8
+        assert (levels.shape, steps.shape) == (weight.shape, (width,))
         assert largest_pair_sum(levels) <= PAIR_SUM
         assert not _leaves_16_bits(levels)
         assert (levels[:, weight.any(axis=0)] != 0).any(axis=0).all()

@@ -73,3 +73,15 @@ def test_cpu_and_gpu_extras_take_one_onnxruntime_each(pyproject):
     }
     assert {extra for extra, found in names.items() if "onnxruntime" in found} == {"cpu"}
     assert {extra for extra, found in names.items() if "onnxruntime-gpu" in found} == {"gpu"}
+
+
+def test_no_onnxruntime_with_wrong_int8_products_is_admitted(pyproject):
+    # Mended in 1.25 (its change 27671): products of bytes and int8 weights of 32 rows and more, with AMX.
+    extras = pyproject["project"]["optional-dependencies"]
+    found = [
+        re.search(r">=(\d+)\.(\d+)", requirement)
+        for requirement in (*extras["cpu"], *extras["gpu"])
+        if requirement.startswith("onnxruntime")
+    ]
+    assert len(found) == 2
+    assert all(bound and tuple(map(int, bound.groups())) >= (1, 25) for bound in found)

@@ -22,14 +22,20 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fastfsl.errors import BundleError, ClosedError, ConfigError
+from fastfsl.images import opening
 from fastfsl.runtime import Classifier
+from fastfsl.runtime.forking import undisturbed
+from fastfsl.runtime.session import create_session
+from fastfsl.runtime.worker_pool import WorkerPool
 
 SECONDS = 10  # for what takes a tenth of one
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), dtype=np.uint8)
@@ -37,8 +43,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), dtype=np.uin
 Check = Callable[[], Any]
 
 
-def load(bundle: str, **options: Any) -> Classifier:
-    return Classifier.load(bundle, device="cpu", **{"num_threads": 2, "image_threads": 2, **options})
+def load(bundle: str | Path, **options: Any) -> Classifier:
+    return Classifier.load(bundle, device="cpu", **{"num_threads": 4, "image_threads": 2, **options})
 
 
 def in_child(check: Check, *, leave: Callable[[int], Any] = os._exit) -> None:
@@ -76,6 +82,13 @@ def same(first: Any, second: Any) -> None:
         assert first == second, (first, second)
 
 
+def _same_as(call: Check, expected: Any) -> None:
+    same(call(), expected)
+
+
+_leaves: tuple[Callable[[int], Any], ...] = (os._exit, sys.exit)
+
+
 def calls(classifier: Classifier) -> dict[str, Check]:
     """Every call that answers, by its name."""
     features = np.random.default_rng(1).normal(size=(40, classifier.describe()["embed_dim"])).astype(np.float32)
@@ -109,27 +122,31 @@ def fork_after_warm_up(bundle: str) -> None:
     submit = classifier.batcher()
     expected = {name: call() for name, call in calls(classifier).items()}
     for name, call in calls(classifier).items():
-        in_child(lambda name=name, call=call: same(call(), expected[name]))
-    predict, want = calls(classifier)["predict"], expected["predict"]
+        in_child(partial(_same_as, call, expected[name]))
+    predict, want, inherited = calls(classifier)["predict"], expected["predict"], id(classifier._loaded)
 
     def from_threads() -> None:
-        loaded = set()
         with ThreadPoolExecutor(8) as pool:
-            for answer in pool.map(lambda _: (predict(), loaded.add(id(classifier._loaded)))[0], range(16)):
-                same(answer, want)
-        assert len(loaded) == 1
+            found = list(pool.map(lambda _: (predict(), id(classifier._loaded)), range(16)))
+        for answer, _ in found:
+            same(answer, want)
+        assert len({loaded for _, loaded in found} | {inherited}) == 2  # loaded again, once
 
     def grandchild() -> None:
         in_child(lambda: same(predict(), want))
         same(predict(), want)
         in_child(lambda: same(predict(), want))
 
-    for check in (from_threads, grandchild, classifier.close, lambda: classifier.__exit__(None, None, None)):
-        in_child(check)
-        in_child(check, leave=sys.exit if check is not grandchild else os._exit)
-    in_child(lambda: (classifier.close(), raises(ClosedError, predict)))
+    def closed() -> None:
+        classifier.close()
+        raises(ClosedError, predict)
+
+    for leave in _leaves:
+        for check in (from_threads, closed, classifier.close, lambda: classifier.__exit__(None, None, None)):
+            in_child(check, leave=leave)
+    in_child(grandchild)
     in_child(lambda: same(pickle.loads(pickle.dumps(classifier)).predict(PIXELS), want))
-    in_child(lambda: None, leave=lambda _: sys.exit())
+    in_child(lambda: None, leave=sys.exit)
     same(predict(), want)  # the parent goes on, and its batcher
     assert submit(PIXELS[0]).result(SECONDS).labels == want[0].labels
 
@@ -191,14 +208,90 @@ def fork_of_a_busy_parent(bundle: str, count: str) -> None:
     try:
         for number in range(int(count)):
             time.sleep(random.random() / 100)
-            in_child(
-                lambda: same(classifier.predict(PIXELS), expected), leave=sys.exit if number % 4 == 3 else os._exit
-            )
+            in_child(lambda: same(classifier.predict(PIXELS), expected), leave=_leaves[number % 4 == 3])
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     same(classifier.predict(PIXELS), expected)
+
+
+def fork_while_locks_are_held(bundle: str) -> None:
+    classifier = load(bundle, warm_up=True)
+    photo = Path(bundle).with_suffix(".png")
+    Image.fromarray(PIXELS[0]).save(photo)
+    submit = classifier.batcher()
+    pool = WorkerPool(2, "test")
+    assert pool.submit(int, "7").result() == 7
+    reader = classifier._engine.encoder.reader._pool
+    locks: list[Any] = [classifier._adding, classifier._loading, classifier._gate._changed, classifier._gate._releasing]
+    locks += [submit._lock, reader._lock, pool._lock, opening._decoding_in_place]
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            over.wait()
+
+    def check() -> None:
+        image = Image.open(photo)  # decoded in place
+        assert len(classifier.predict([image, *PIXELS])) == 25
+        assert pool.submit(int, "8").result() == 8
+        with classifier.batcher() as other:
+            other(image).result()
+        raises(ClosedError, lambda: submit(image))
+        submit.close()
+        classifier.close()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    held.wait()
+    for leave in _leaves:
+        in_child(check, leave=leave)
+    over.set()
+    thread.join()
+    assert submit(PIXELS[0]).result(SECONDS).label
+
+
+def fork_waits_for_a_calm_moment(bundle: str) -> None:
+    del bundle
+    inside = threading.Event()
+
+    def compute(seconds: float) -> None:
+        with undisturbed, undisturbed:
+            inside.set()
+            time.sleep(seconds)
+
+    with undisturbed:
+        in_child(lambda: compute(0))  # a callback that forks does not wait for itself
+    for seconds, least, most in ((0.4, 0.2, 1.5), (8.0, 1.5, 5.0)):  # for so long, but not for ever
+        inside.clear()
+        thread = threading.Thread(target=compute, args=(seconds,), daemon=True)
+        thread.start()
+        inside.wait()
+        started = time.monotonic()
+        in_child(lambda: compute(0))
+        assert least < time.monotonic() - started < most
+        compute(0)
+
+
+def end_of_a_child(bundle: str, telemetry: str) -> None:
+    """Its status is its own, whatever onnxruntime does at the end."""
+    classifier = load(bundle, warm_up=True)
+    apart = create_session((Path(bundle) / "flow" / "model.onnx").read_bytes(), "another", device="cpu", num_threads=4)
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == telemetry
+    for use in (False, True):
+        sys.stdout.flush()
+        if not (child := os.fork()):
+            signal.alarm(SECONDS)
+            del apart
+            if use:
+                classifier.predict(PIXELS)
+            print("the end")
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def inherited_batcher(bundle: str) -> None:
@@ -253,7 +346,7 @@ def fork_and_changed_bundle(bundle: str, scratch: str) -> None:
     data = graph.read_bytes()
     graph.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for call in (lambda: classifier.predict(PIXELS), lambda: classifier.classify_features(features)):
-        in_child(lambda call=call: raises(BundleError, call))
+        in_child(partial(raises, BundleError, call))
     manifest = path / "manifest.json"
     text = manifest.read_text()
     graph.write_bytes(data)
@@ -386,13 +479,13 @@ def pickled(bundle: str, scratch: str) -> None:
     with load(bundle) as closed:
         pass
     for way in (pickle.dumps, copy.copy, copy.deepcopy, cloudpickle.dumps):
-        raises(ClosedError, lambda way=way: way(closed))
+        raises(ClosedError, partial(way, closed))
     answer = classifier.predict([PIXELS[0], b"no image"], on_error="mark")
     same(pickle.loads(pickle.dumps(answer)), answer)
     with classifier.batcher() as submit:
         for way in (pickle.dumps, copy.copy, copy.deepcopy, cloudpickle.dumps):
-            assert "Classifier" in raises(ConfigError, lambda way=way: way(submit))
-            assert "Classifier" in raises(ConfigError, lambda way=way: way(classifier.async_batcher()))
+            assert "Classifier" in raises(ConfigError, partial(way, submit))
+            assert "Classifier" in raises(ConfigError, partial(way, classifier.async_batcher()))
     shutil.copytree(bundle, Path(scratch) / "moved")
     gone = pickle.dumps(load(Path(scratch) / "moved"))
     shutil.rmtree(Path(scratch) / "moved")
@@ -400,6 +493,12 @@ def pickled(bundle: str, scratch: str) -> None:
     shutil.copytree(bundle, Path(scratch) / "moved")
     (Path(scratch) / "moved" / "flow" / "model.onnx").write_bytes(b"")
     raises(BundleError, lambda: pickle.loads(gone))
+
+
+def _sleep() -> None:
+    """A minute, but awake for a signal that comes just before it."""
+    for _ in range(600):
+        time.sleep(0.1)
 
 
 def interrupted(bundle: str, way: str, waiting: str) -> None:
@@ -428,21 +527,23 @@ def interrupted(bundle: str, way: str, waiting: str) -> None:
     if way in ("context", "SystemExit"):
         with classifier.batcher(**options) as submit:
             ask(submit)
-            time.sleep(60)
+            _sleep()
     elif way == "while it closes":
-        with classifier.batcher(**options) as submit:
+        with contextlib.suppress(KeyboardInterrupt), classifier.batcher(**options) as submit:
             ask(submit)
+        classifier.close()
+        sys.exit(3 if sum(count.values()) == total else 5)
     elif way == "classifier":
         with classifier:
             ask(classifier.batcher(**options))
-            time.sleep(60)
+            _sleep()
     elif way == "no context":
         ask(classifier.batcher(**options))
-        time.sleep(60)
+        _sleep()
     elif way == "caught and left":
         with contextlib.suppress(KeyboardInterrupt):
             ask(classifier.batcher(**options))
-            time.sleep(60)
+            _sleep()
         sys.exit(3)
     else:
         asyncio.run(_interrupted_loop(classifier, way, pixels, options))

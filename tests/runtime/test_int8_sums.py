@@ -21,12 +21,12 @@ MICROSOFT = "com.microsoft"
 
 
 def _serialised(nodes, inputs, outputs, **tensors) -> bytes:
-    values = [[helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs)]
+    takes, gives = ([helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs))
     constants = [
         value if isinstance(value, TensorProto) else numpy_helper.from_array(value, name)
         for name, value in tensors.items()
     ]
-    graph = helper.make_graph(nodes, "int8", *values, constants)
+    graph = helper.make_graph(nodes, "int8", takes, gives, constants)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
     model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return model
@@ -249,10 +249,10 @@ def test_unsigned_weights_give_the_same_product(rows, operator):
     bias = ["b"] if operator == "QAttention" else []
     inputs = ["x", "w", *bias, "s", "t", *(["", "z"] if bias else ["z"])]
     # Two products share the weights, as the steps of a flow do.
-    nodes = [
-        helper.make_node(operator, inputs, [output], domain=MICROSOFT, **({"num_heads": 2} if bias else {}))
-        for output in ("y", "again")
-    ]
+    nodes = [helper.make_node(operator, inputs, [output], domain=MICROSOFT) for output in ("y", "again")]
+    if bias:
+        for node in nodes:
+            node.attribute.append(helper.make_attribute("num_heads", 2))
     nodes.append(helper.make_node("Identity", ["zero_of_unsigned_weights"], ["kept"]))
     shape = [1, "n", 13] if bias else ["n", 13]
     model = _serialised(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -53,6 +54,26 @@ def test_a_child_that_goes_on_within_a_call_of_its_parent_hears_so(bundle_dir):
 @UNIX
 def test_children_of_a_busy_parent_answer(bundle_dir):
     _run("fork_of_a_busy_parent", bundle_dir, 12)
+
+
+@UNIX
+def test_locks_that_other_threads_held_are_new_in_a_child(bundle_dir):
+    _run("fork_while_locks_are_held", bundle_dir)
+
+
+@UNIX
+def test_a_fork_waits_until_no_library_holds_its_locks(bundle_dir):
+    _run("fork_waits_for_a_calm_moment", bundle_dir)
+
+
+@UNIX
+@pytest.mark.parametrize("telemetry", ["0", "1"])
+def test_a_child_ends_with_its_own_status(bundle_dir, monkeypatch, telemetry):
+    """Where the environment asks for onnxruntime's telemetry, or it was imported before, its thread is missing."""
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", telemetry)
+    assert _run("end_of_a_child", bundle_dir, telemetry) == "the end\n" * 2
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    assert telemetry == "0" or _run("end_of_a_child", bundle_dir, "1") == "the end\n" * 2
 
 
 @UNIX
@@ -139,8 +160,8 @@ def test_the_weight_of_a_blend_is_pickled(write, tmp_path, make_blend, photos):
         visual=make_blend(*towers).SerializeToString(),
         blend={"alpha": 0.3, "normalized": False},
     )
-    for options in ({}, {"alpha": np.float32(0.75)}):
-        classifier = Classifier.load(path, device="cpu", num_threads=1, **options)
+    for alpha in (None, 0.75):
+        classifier = Classifier.load(path, device="cpu", num_threads=1, alpha=alpha)
         again = pickle.loads(pickle.dumps(classifier))
         assert again.describe()["blend"] == classifier.describe()["blend"]
         assert again.embed(photos).tobytes() == classifier.embed(photos).tobytes()
@@ -163,6 +184,9 @@ def test_a_callback_that_cannot_be_pickled_is_left_behind_with_a_word(bundle_dir
         classifier = Classifier.load(bundle_dir, device="cpu", num_threads=1, on_metrics=callback)
         again = pickle.loads(pickle.dumps(classifier))
         assert "without on_metrics" in caplog.text
+        caplog.clear()
+        copy.copy(classifier)
+        assert not caplog.text  # in this process nothing is lost
         assert again.predict(photos[0]) == classifier.predict(photos[0])
     caplog.clear()
     for callback in (_events.append, exporter("birds")):
@@ -196,8 +220,8 @@ def test_cuda_is_refused_at_once_in_a_forked_child(bundle_dir, photos):
     ("way", "waiting"),
     [
         ("context", 20_000),
-        ("while it closes", 20_000),
-        ("no context", 20_000),
+        ("while it closes", 5000),
+        ("no context", 5000),
         ("caught and left", 20_000),
         ("SystemExit", 5000),
         ("classifier", 5000),
@@ -215,12 +239,13 @@ def test_requests_that_wait_do_not_hold_up_the_end(bundle_dir, way, waiting):
             assert process.stdout.readline() == "waiting\n"
             started = time.monotonic()
             process.send_signal(signal.SIGTERM if way == "SystemExit" else signal.SIGINT)
-            out, _ = process.communicate(timeout=LIMIT)
+            out, err = process.communicate(timeout=LIMIT)
             seconds = time.monotonic() - started
         finally:
             process.kill()
-    expected = {"SystemExit": 4, "caught and left": 3}.get(way, -signal.SIGINT)
-    assert process.returncode == expected
+    # Python forgets that Ctrl-C ended the program where another thread imports a module meanwhile: it leaves with 1.
+    expected = {"SystemExit": {4}, "caught and left": {3}, "while it closes": {3}}.get(way, {-signal.SIGINT, 1})
+    assert process.returncode in expected, out + err
     count: dict[str, Any] = json.loads(out)  # printed once the last of them was over
     assert sum(count.values()) == waiting
     assert count.get("failed", 0) == 0

@@ -23,7 +23,8 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class FakeSession(SimpleNamespace):
-    __hash__ = object.__hash__  # as onnxruntime's
+    def __hash__(self) -> int:  # type: ignore[override]  # as onnxruntime's
+        return id(self)
 
 
 class FakeOnnxruntime:
