@@ -4,12 +4,13 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "string": str, "integer": int, "number": (int, float), "boolean": bool, "list": list, "object": dict,
     "null": type(None),
 }  # fmt: skip
@@ -63,7 +64,7 @@ def checkout_docs():
 def features(tmp_path_factory):
     rng = np.random.default_rng(0)
     texts = np.eye(3, 8, dtype=np.float32)
-    arrays = {"class_embeddings": texts, "class_names": np.array(["ant", "bee", "cow"])}
+    arrays: dict[str, Any] = {"class_embeddings": texts, "class_names": np.array(["ant", "bee", "cow"])}
     for split in ("train", "test"):
         labels = np.repeat(np.arange(3), 4)
         arrays[f"{split}_features"] = (texts[labels] + 0.1 * rng.normal(size=(12, 8))).astype(np.float32)

@@ -46,6 +46,7 @@ def test_the_surest_mistakes_are_shown_with_their_names_and_the_page_stays_small
 def test_a_file_that_has_gone_leaves_its_name(predicted, tmp_path):
     predicted.paths[59].unlink()
     _, gallery = mistake_parts(predicted, tmp_path / "data")
+    assert isinstance(gallery, Gallery)
     assert gallery.pictures[0].name == "test/ant/59.jpg"
     assert gallery.pictures[0].jpeg == b""
     assert gallery.pictures[1].jpeg
