@@ -31,7 +31,7 @@ th,td{padding:.25rem .6rem;text-align:left;vertical-align:top;border-bottom:1px 
 td{overflow-wrap:anywhere;min-width:3em}thead th{white-space:nowrap}
 td.n,th.n{text-align:right}tbody tr:nth-child(even){background:var(--stripe)}tbody th{font-weight:600}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.75rem}
-.gallery figure{margin:0;overflow-wrap:anywhere}.gallery img{max-width:100%%;height:auto;display:block}
+.gallery figure{margin:0;overflow-wrap:anywhere}.gallery img{width:100%%;max-width:10rem;height:auto;display:block}
 svg{width:100%%;max-width:var(--width);height:auto;display:block}
 svg text{fill:var(--ink);font:12px system-ui,sans-serif;unicode-bidi:isolate}
 svg .label{fill:var(--quiet)}svg .over{fill:var(--over)}.grid{stroke:var(--faint)}.axis{stroke:var(--quiet)}
