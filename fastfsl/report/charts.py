@@ -118,7 +118,8 @@ def _draw(
             points: list[Point] = [(x_of(place), y_of(value)) for place, value in run]
             drawing.path(points, index)
             for point, (place, value) in zip(points, run, strict=True):
-                drawing.mark(point, index, note=f"{line.name}, {x_label} {positions[place]}: {number(value)}")
+                note = f"{line.name}, {x_label} {positions[place]}: {number(value)}"
+                drawing.mark(point, index, note="" if canvas is _PHONE else note)  # nothing points at it on a phone
         column, row = index % canvas.legend_columns, index // canvas.legend_columns
         at = (left + column * (right - left) / canvas.legend_columns, canvas.height + canvas.legend_row * row + 4)
         if canvas is _PHONE:  # where the margin is needed for names

@@ -108,7 +108,9 @@ def _matrix(
         for column, count in enumerate(map(int, counts[row])):
             share = count / totals[row] if totals[row] else 0.0
             at = (names + cell * column, y)
-            drawing.cell(at, (cell, cell), share, note=f"{name} taken for {class_names[column]}: {count}")
+            # Nothing points at a cell on a phone.
+            note = f"{name} taken for {class_names[column]}: {count}" if letters == _SCREEN[2] else ""
+            drawing.cell(at, (cell, cell), share, note=note)
             if count and cell >= _LEAST_CELL:
                 kind = "over" if share > _DARK else ""
                 drawing.text((at[0] + cell / 2, y + middle), count, anchor="middle", kind=kind)
