@@ -623,4 +623,6 @@ def threads_that_never_end(bundle: str) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # which is the point
+    # Whoever starts the tests in the background has them ignore Ctrl-C, which programs inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     globals()[sys.argv[1]](*sys.argv[2:])
