@@ -46,6 +46,13 @@ _FORMATS = {
     FLOAT: "f", UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", INT32: "i", INT64: "q", BOOL: "B", DOUBLE: "d",
     UINT32: "I", UINT64: "Q",
 }  # fmt: skip
+# The least and the greatest number of each type of whole numbers.
+WHOLE_RANGES = {
+    **{kind: (-(2**bits) // 2, 2**bits // 2 - 1) for kind, bits in ((INT4, 4), (INT8, 8), (INT16, 16), (INT32, 32))},
+    **{kind: (0, 2**bits - 1) for kind, bits in ((BOOL, 1), (UINT4, 4), (UINT8, 8), (UINT16, 16), (UINT32, 32))},
+    INT64: (-(2**63), 2**63 - 1),
+    UINT64: (0, 2**64 - 1),
+}
 
 
 @dataclass
@@ -225,6 +232,10 @@ def read_tensor(message: memoryview, types: frozenset[int]) -> Tensor:
         raise ValueError("a tensor has more data than numbers")
     if tensor.num_elements <= _KEPT and tensor.data_type in _FORMATS:
         tensor.values = [one for number, value in data for one in _numbers(number, value, tensor.data_type)]
+        least, most = WHOLE_RANGES.get(tensor.data_type, (-math.inf, math.inf))
+        if any(one < least or one > most for one in tensor.values):
+            # A reader keeps the lowest bits of it, which may be 0 or -1.
+            raise ValueError("a constant has a number beyond its type")
     return tensor
 
 
@@ -238,7 +249,8 @@ def _numbers(number: int, value: int | memoryview, data_type: int) -> Iterator[f
         raw = value.to_bytes(8, "little")
         yield from struct.unpack_from("<f" if number == 4 else "<d", raw)
     elif number in (5, 7, 11):
-        yield from [signed(value)] if isinstance(value, int) else varints(value)
+        every = [signed(value)] if isinstance(value, int) else varints(value)
+        yield from (one % 2**64 for one in every) if data_type == UINT64 else every
 
 
 def read_value(message: memoryview, types: frozenset[int]) -> Value:

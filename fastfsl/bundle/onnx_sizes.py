@@ -9,7 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fastfsl.bundle.onnx_message import BOOL, DOUBLE, FLOAT, INT8, INT64, MAX_RANK, UINT8, UINT64, Node, Tensor
+from fastfsl.bundle.onnx_message import (
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    INT8,
+    INT64,
+    MAX_RANK,
+    UINT8,
+    UINT64,
+    WHOLE_RANGES,
+    Node,
+    Tensor,
+)
 
 # Elements that operators make of constants, beyond those that they read: 64 MiB of float32.
 MAX_ELEMENTS = 2**24
@@ -41,6 +53,8 @@ _PADDING = frozenset({
     "AveragePool", "Conv", "ConvInteger", "FusedConv", "MaxPool", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool",
     "QLinearAveragePool", "QLinearConv",
 })  # fmt: skip
+# Stands for a number that cannot be told.
+_BEYOND = -(2**63)
 # Elements of a result that may be taken as known where it has at most so many.
 _SMALL = 2**13
 _LENGTHS = {INT8: 1, UINT8: 1, BOOL: 1, DOUBLE: 8, INT64: 8, UINT64: 8}
@@ -170,7 +184,10 @@ def _passed(node: Node, inputs: list[_Known]) -> _Known:
     if values is not None and len(values) > MAX_RANK:
         values = None
     if values is not None and node.op_type == "Cast" and node.numbers.get("to") != [FLOAT]:
-        values = [math.trunc(one) if math.isfinite(one) else 2**63 for one in values]
+        least, most = WHOLE_RANGES.get((node.numbers.get("to") or [0])[0], (-math.inf, math.inf))
+        values = [math.trunc(one) if math.isfinite(one) else _BEYOND for one in values]
+        # What does not fit becomes something else, 0 and -1 among it: too large for a size, and no divisor.
+        values = [one if least <= one <= most else _BEYOND for one in values]
     dims = inputs[0].dims if node.op_type in ("Cast", "Identity") else None
     return _Known(sum(one.count or 0 for one in inputs), dims, values)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from fastfsl import bundle
 from fastfsl.bundle.manifest import MAX_MANIFEST_BYTES
@@ -87,6 +87,46 @@ def test_a_division_of_whole_numbers_that_ends_the_process_is_a_bundle_error(tmp
     ]
     for name, (said, _) in _visit(*paths).items():
         assert re.match("BundleError: .*may divide whole numbers", said), f"{name}: {said}"
+
+
+def _varint(number: int) -> bytes:
+    high, low = divmod(number, 128)
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
+
+
+def _beyond_its_type(kind: type[np.integer], number: int) -> bytes:
+    """A division by a constant whose number has more bits than its type, of which a reader keeps the lowest."""
+    onnx_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    model = ModelProto.FromString(flow([node("Div", ["a", "b"], ["made"])], a=np.array([np.iinfo(kind).min], kind)))
+    data = _varint(number)
+    constant = b"\x08\x01\x10" + bytes([onnx_type]) + b"\x2a" + bytes([len(data)]) + data + b"\x42\x01b"
+    graph = model.graph.SerializeToString() + b"\x2a" + bytes([len(constant)]) + constant
+    model.ClearField("graph")
+    return model.SerializeToString() + b"\x3a" + _varint(len(graph)) + graph
+
+
+def test_a_divisor_that_becomes_another_number_is_a_bundle_error(tmp_path):
+    """A number that its type cannot hold is -1 or 0 in the end, and looks like one above 0."""
+    least = np.array([np.iinfo(np.int32).min], np.int32)
+    cast = {
+        (TensorProto.INT32,): np.array([2**32 - 1]),
+        (TensorProto.INT8, TensorProto.INT32): np.array([255]),
+        (TensorProto.INT64, TensorProto.INT32): np.array([2**64 - 1], np.uint64),
+        (TensorProto.UINT16, TensorProto.INT32): np.array([2.0**16], np.float32),
+        (TensorProto.INT32, TensorProto.INT64, TensorProto.INT32): np.array([np.inf], np.float32),
+    }
+    paths = []
+    for number, (steps, divisor) in enumerate(cast.items()):
+        names = ["divisor", *(f"b{index}" for index in range(len(steps)))]
+        casts = [node("Cast", [names[index]], [names[index + 1]], to=step) for index, step in enumerate(steps)]
+        graph = flow([*casts, node("Div", ["a", names[-1]], ["made"])], a=least, divisor=divisor)
+        paths.append(_with_flow(tmp_path / f"may divide {number}", graph))
+    for kind, number in ((np.int32, 2**33 - 1), (np.int32, 2**32), (np.uint8, 256)):
+        name = f"a number beyond its type {kind.__name__} {number}"
+        paths.append(_with_flow(tmp_path / name, _beyond_its_type(kind, number)))
+    for name, (said, _) in _visit(*paths).items():
+        message = "may divide" if "may divide" in name else "a number beyond its type"
+        assert re.match(f"BundleError: .*{message}", said), f"{name}: {said}"
 
 
 def test_a_division_by_a_constant_above_0_computes(tmp_path):
