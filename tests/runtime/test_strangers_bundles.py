@@ -129,6 +129,35 @@ def test_a_divisor_that_becomes_another_number_is_a_bundle_error(tmp_path):
         assert re.match(f"BundleError: .*{message}", said), f"{name}: {said}"
 
 
+def test_operators_that_divide_by_an_empty_tensor_s_size_are_none_that_a_bundle_may_hold(tmp_path):
+    """SIGFPE and SIGSEGV: ONNX Runtime 1.32 does not look for it."""
+    wide, none = np.ones((2, 3, 4), np.float32), np.ones((2, 3, 0), np.float32)
+    gains, positions, table = np.ones(4, np.float32), np.zeros(1, np.int64), np.ones((4, 1), np.float32)
+    nodes = {
+        "MultiHeadAttention": (["none"] * 3, {"num_heads": 1}, {"none": none}),
+        "RotaryEmbedding": (
+            ["none", "positions", "table", "table"],
+            {"num_heads": 1},
+            {"none": none, "positions": positions, "table": table},
+        ),
+        "SkipLayerNormalization": (
+            ["wide", "none", "gains"], {}, {"wide": wide, "none": wide[:0], "gains": gains},
+        ),
+        "SkipSimplifiedLayerNormalization": (
+            ["wide", "none", "gains"], {}, {"wide": wide, "none": wide[:0], "gains": gains},
+        ),
+    }  # fmt: skip
+    paths = []
+    for name, (inputs, options, constants) in nodes.items():
+        made = [
+            node(name, inputs, ["result"], domain="com.microsoft", **options),
+            node("ReduceSum", ["result"], ["made"], keepdims=0),
+        ]
+        paths.append(_with_flow(tmp_path / name, flow(made, **constants)))
+    for name, (said, _) in _visit(*paths).items():
+        assert re.match("BundleError: .*is none that it may hold", said), f"{name}: {said}"
+
+
 def test_a_division_by_a_constant_above_0_computes(tmp_path):
     """Exporters divide sizes so; a divisor that a caller may give, or one of 0, is none."""
     nodes = [
