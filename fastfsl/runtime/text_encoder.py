@@ -49,6 +49,9 @@ class TextEncoder:
         tokenizer = Tokenizer(bundle.read_file(path, manifest, bundle.TOKENIZER), text, file)
         file = Path(path) / bundle.TEXT_GRAPH
         model = bundle.read_file(path, manifest, bundle.TEXT_GRAPH)
+        if bundle.int8_products(model, str(file)) is not None:
+            # Its sums are not looked at as those of the other graphs are, and no exporter of ours quantises it.
+            raise BundleError(f"{file}: multiplies whole numbers, and a text tower is float32; export the bundle again")
         session = create_session(model, str(file), device="cpu", num_threads=num_threads)
         expected = ("tensor(int64)", text["context_length"], manifest.embed_dim)
         found = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fastfsl import bundle
 from fastfsl.bundle.manifest import MAX_MANIFEST_BYTES
@@ -362,3 +362,14 @@ def test_a_class_of_any_script_is_added(reading_texts):
     reading_texts.add_class("Blauhäher 🐦 日本", ["a jay,\n\tblue"])
     assert reading_texts.class_names[-1] == "Blauhäher 🐦 日本"
     assert reading_texts.feature_probabilities(np.ones((1, WIDTH), np.float32)).shape == (1, 6)
+
+
+def test_a_text_tower_of_int8_is_a_bundle_error(tmp_path):
+    """Its products could be cut off at 16 bits, and the manifest says nothing of it."""
+    model = ModelProto.FromString((GOLDEN / "text" / bundle.TEXT_GRAPH).read_bytes())
+    model.graph.initializer.append(numpy_helper.from_array(np.full((2, 2), 127, np.int8), "levels"))
+    model.graph.node.append(node("MatMulInteger", ["levels", "levels"], ["products"]))
+    path = forged(tmp_path / "bundle", "text", files={bundle.TEXT_GRAPH: model.SerializeToString()})
+    classifier = Classifier.load(path, device="cpu", num_threads=1)
+    with pytest.raises(BundleError, match="multiplies whole numbers"):
+        classifier.add_class("emu")
