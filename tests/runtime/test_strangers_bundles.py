@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_operators_that_divide_by_an_empty_tensor_s_size_are_none_that_a_bundle_
     """SIGFPE and SIGSEGV: ONNX Runtime 1.32 does not look for it."""
     wide, none = np.ones((2, 3, 4), np.float32), np.ones((2, 3, 0), np.float32)
     gains, positions, table = np.ones(4, np.float32), np.zeros(1, np.int64), np.ones((4, 1), np.float32)
-    nodes = {
+    nodes: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
         "MultiHeadAttention": (["none"] * 3, {"num_heads": 1}, {"none": none}),
         "RotaryEmbedding": (
             ["none", "positions", "table", "table"],
