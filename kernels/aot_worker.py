@@ -6,6 +6,7 @@ parameters (`KINDS`) and their compile-time constants (`constants`).
 """
 
 import base64
+import ctypes
 import importlib
 import json
 import os
@@ -29,6 +30,9 @@ _ALIGNED: Final = [["tt.divisibility", 16]]
 # Left to itself ptxas now and then keeps to 72 or 80 registers, to fit one program more on a multiprocessor, and spills
 # one or two; told a limit, it takes what it needs. 128 leaves room for four programs of four warps.
 _REGISTER_LIMITS: Final = (None, 128, 255)
+# <sys/personality.h>: ADDR_NO_RANDOMIZE, and the value that only asks.
+_FIXED_ADDRESSES: Final = 0x0040000
+_SAME_PERSONALITY: Final = 0xFFFFFFFF
 
 
 def compile_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +103,24 @@ def _causes(error: BaseException | None) -> str:
     return "\ncaused by ".join(messages)
 
 
+def fix_addresses() -> bool:
+    """Have the programs this process starts loaded at the same addresses each time; whether the system allows it.
+
+    ptxas of CUDA 13 takes things in the order of their addresses, so the tcgen05 kernels of one PTX came out in four
+    forms, with two registers or predicates exchanged.
+    """
+    try:
+        personality = ctypes.CDLL(None).personality
+    except (OSError, AttributeError):
+        return False
+    personality.argtypes, personality.restype = [ctypes.c_ulong], ctypes.c_int
+    now: int = personality(_SAME_PERSONALITY)
+    return now != -1 and int(personality(now | _FIXED_ADDRESSES)) != -1
+
+
 def main() -> None:
     """Answer jobs until there are no more."""
+    fix_addresses()
     # Whatever else prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
