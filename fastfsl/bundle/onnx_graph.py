@@ -20,6 +20,7 @@ from fastfsl.bundle.onnx_division import (
     check_divisors,
     note_types,
 )
+from fastfsl.bundle.onnx_empties import Empties
 from fastfsl.bundle.onnx_message import (
     DATA_TYPES,
     HALF,
@@ -188,10 +189,12 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
     folding = Folding(model_bytes)
     for name, tensor in graph.constants.items():
         folding.constant(name, tensor)
+    empties = Empties(graph.inputs, graph.constants)
     replaced = {value.name for value in graph.inputs}  # a caller may give other numbers for these
     for node in _in_order(graph):
         constants = {name: folding.numbers(name) for name in node.inputs if name not in replaced}
         check_division(node, types, constants)
+        empties.check(node, constants)
         note_types(node, types)
         folding.add(node, bytes_of_type(types.get(node.outputs[0]) if node.outputs else None))
     rows = max((one for one in graph.inputs if one.name not in graph.constants), key=_row_values, default=Value())

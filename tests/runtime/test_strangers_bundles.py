@@ -17,12 +17,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fastfsl import bundle
 from fastfsl.bundle.manifest import MAX_MANIFEST_BYTES
+from fastfsl.bundle.onnx_graph import check_graph_file
 from fastfsl.errors import BundleError, DataError
 from fastfsl.runtime import Classifier
 from tests.runtime.forged_bundles import GOLDEN, WIDTH, flow, forged, node
 
 # What one bundle may take beside the imports: of 64 MiB of constants ONNX Runtime holds two copies for a moment.
 MAX_MEGABYTES = 300
+MICROSOFT = "com.microsoft"
 
 # Loads bundles and computes with each; says of each what came of it, and the most memory until then.
 _VISITOR = """
@@ -151,12 +153,50 @@ def test_operators_that_divide_by_an_empty_tensor_s_size_are_none_that_a_bundle_
     paths = []
     for name, (inputs, options, constants) in nodes.items():
         made = [
-            node(name, inputs, ["result"], domain="com.microsoft", **options),
+            node(name, inputs, ["result"], domain=MICROSOFT, **options),
             node("ReduceSum", ["result"], ["made"], keepdims=0),
         ]
         paths.append(_with_flow(tmp_path / name, flow(made, **constants)))
     for name, (said, _) in _visit(*paths).items():
         assert re.match("BundleError: .*is none that it may hold", said), f"{name}: {said}"
+
+
+def test_operators_that_divide_by_the_size_of_what_they_read_read_something(tmp_path):
+    """QAttention without rows, SIGFPE; InstanceNormalization without pixels, SIGSEGV (ONNX Runtime 1.32)."""
+    levels, gains = np.ones((4, 12), np.int8), np.ones(12, np.float32)
+    both = {"levels": levels, "bias": gains, "one": np.float32(1), "gains": gains[:3], "index": np.array([0])}
+    both |= {"shape": np.array([2, 3, 4]), "some": np.ones((2, 3, 4), np.float32), "nothing_of": np.array([2, 0, 4])}
+    empties = {
+        "cut off": [node("Slice", ["some", "index", "index", "index"], ["x"])],
+        "repeated": [node("Expand", ["zero", "nothing_of"], ["x"])],
+        "chosen": [node("Compress", ["some", "never"], ["x"], axis=1)],
+        "computed": [node("Slice", ["some", "index", "index", "index"], ["y"]), node("Add", ["y", "zero"], ["x"])],
+        "the sizes of a scalar": [
+            node("Shape", ["zero"], ["y"]), node("Cast", ["y"], ["z"], to=1), node("Unsqueeze", ["z", "ends"], ["x"]),
+        ],
+        "a constant": [node("Add", ["none", "zero"], ["x"])],
+    }  # fmt: skip
+    readers = {
+        "InstanceNormalization": [node("InstanceNormalization", ["x", "gains", "gains"], ["result"])],
+        "QAttention": [
+            node("Cast", ["x"], ["bytes"], to=TensorProto.UINT8),
+            node("QAttention", ["bytes", "levels", "bias", "one", "one"], ["result"], num_heads=1, domain=MICROSOFT),
+        ],
+    }  # fmt: skip
+    more = {"never": np.zeros(3, bool), "ends": np.array([0, 1]), "none": np.ones((0, 3, 4), np.float32)}
+    ending = node("ReduceSum", ["result"], ["made"], keepdims=0)
+    paths = [
+        _with_flow(tmp_path / f"{operator} of what is {name}", flow([*makers, *reader, ending], **both, **more))
+        for operator, reader in readers.items()
+        for name, makers in empties.items()
+    ]
+    for name, (said, _) in _visit(*paths).items():
+        assert re.match("BundleError: .*may read a tensor without elements", said), f"{name}: {said}"
+    full = [node("Expand", ["zero", "shape"], ["y"]), node("Concat", ["y", "some"], ["x"], axis=0)]
+    graphs = {operator: flow([*full, *reader, ending], **both) for operator, reader in readers.items()}
+    check_graph_file(graphs["QAttention"], "an int8 graph")
+    path = _with_flow(tmp_path / "of something", graphs["InstanceNormalization"])
+    assert _visit(path)["of something"][0] == "computed"
 
 
 def test_a_division_by_a_constant_above_0_computes(tmp_path):
