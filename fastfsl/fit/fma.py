@@ -180,9 +180,8 @@ class FlowMatchingAlignment(FromLogits):
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
-        recipe = FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
-        step_size = self._step_size()
-        check_logit_scale(self.logit_scale)
+        self.check_parameters()
+        recipe, step_size = self._recipe(), self._step_size()
         device = resolve_device(self.device)
         views = _on(device, unit_views(X, "features", np.float32))
         texts = self.class_embeddings if class_embeddings is None else class_embeddings
@@ -319,6 +318,19 @@ class FlowMatchingAlignment(FromLogits):
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
         self.read_steps_ = self.read_steps or (selection.num_steps,)
         self.n_features_in_ = embeddings.shape[1]
+
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
+        self._recipe()
+        self._step_size()
+        check_logit_scale(self.logit_scale)
+
+    def _recipe(self) -> FlowRecipe:
+        return FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
 
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:

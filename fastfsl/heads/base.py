@@ -85,7 +85,7 @@ class Head(FromLogits):
     def fit_support(self, support: Support) -> Self:
         """`fit` on arrays that are checked already."""
         start = time.perf_counter()
-        self._check_parameters()
+        self.check_parameters()
         self.form_, self.selection_ = self._fit(support)
         self.n_features_in_ = support.features.shape[1]
         self.classes_ = support.given.names
@@ -133,7 +133,12 @@ class Head(FromLogits):
     def _fit(self, support: Support) -> tuple[LinearForm | KernelForm, Selection]:
         """The fitted form and how it was chosen."""
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
         check_logit_scale(self.logit_scale)
         if self.num_folds < 2:
             raise ConfigError(f"expected num_folds >= 2, got {self.num_folds}: one part is held out, the rest trains")
