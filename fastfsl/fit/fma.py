@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastfsl.arrays import check_logit_scale, check_width, unit_rows, unit_views
+from fastfsl.arrays import check_logit_scale, check_width, logit_scale_of, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
@@ -370,7 +370,7 @@ class FlowMatchingAlignment(FromLogits):
     @property
     def logit_scale_(self) -> float:
         """Factor on the cosine similarities."""
-        return 100.0 if self.logit_scale is None else self.logit_scale
+        return logit_scale_of(self.logit_scale)
 
     def _logits(self, features: ArrayLike) -> Tensor:
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastfsl.arrays import check_logit_scale, unit_rows
+from fastfsl.arrays import check_logit_scale, logit_scale_of, unit_rows
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.heads.blending import Selection
 from fastfsl.heads.classes import ClassEmbeddings
@@ -144,7 +144,7 @@ class Head(FromLogits):
             raise ConfigError(f"expected num_folds >= 2, got {self.num_folds}: one part is held out, the rest trains")
 
     def _scale(self) -> float:
-        return 100.0 if self.logit_scale is None else self.logit_scale
+        return logit_scale_of(self.logit_scale)
 
     def _folds(self, support: Support) -> Folds:
         return make_folds(support, self.num_folds, self.seed)
