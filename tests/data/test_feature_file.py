@@ -319,7 +319,7 @@ def test_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
 )
 def test_an_array_whose_name_is_mistyped_is_not_lost(tmp_path, suffix, given, meant):
     arrays = _arrays(**{meant: None})
-    arrays[given] = np.float32([50.0])
+    arrays[given] = np.array([50.0], np.float32)
     with pytest.raises(DataError, match=f"'{given}' would not be read: rename it '{meant}'"):
         read_feature_file(_write(tmp_path / f"features{suffix}", arrays))
 

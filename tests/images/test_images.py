@@ -416,6 +416,6 @@ def test_missing_pillow_names_the_extra(monkeypatch):
 
 
 def test_every_public_name_of_the_package_is_there():
-    names = {}
+    names: dict[str, object] = {}
     exec("from fastfsl.images import *", names)  # as someone types it
     assert "open_image" in names
