@@ -108,7 +108,8 @@ def check_divisors(node: Node) -> None:
             raise ValueError(f"{node.op_type[:40]} has {name} {min(numbers)}, below {least}")
 
 
+# Operators that multiply whole numbers, and those whose products ONNX Runtime may turn into such.
 INTEGER_PRODUCTS = frozenset({
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "QAttention",
-    "QGemm", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16",
+    "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
 })  # fmt: skip

@@ -415,6 +415,8 @@ def test_what_a_graph_says_of_itself():
         _model([helper.make_node("MatMulInteger", ["w", "w"], ["y"])], weights, scale).SerializeToString(), "model"
     )
     assert (facts.integer_products, facts.half, facts.num_nodes) == (True, False, 1)
+    levels = helper.make_node("DequantizeLinear", ["w", "logit_scale"], ["y"])
+    assert check_graph_file(_model([levels], weights, scale).SerializeToString(), "model").integer_products
     assert facts.constant_names == {"w", "logit_scale"}
     assert facts.scalars == {"logit_scale": 30.0}
     assert not facts.folding_known  # a product of constants
