@@ -22,7 +22,7 @@ from fastfsl.flow.path import Noise
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states
 from fastfsl.flow.readout import check_read_steps, normalize, read_out
 from fastfsl.flow.solver import Solver, check_solver, check_steps, solver_states
-from fastfsl.flow.targets import target_shift
+from fastfsl.flow.targets import text_target_frame, text_targets
 from fastfsl.flow.velocity_field import VelocityField
 from fastfsl.heads import ClassEmbeddings, FromLogits, also_named, match_classes, unit_class_means
 
@@ -31,6 +31,7 @@ MAX_STEPS = 1000
 
 # Fitted tensors beside the field's, each the attribute of that name with an underscore.
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
+_CENTRE = "target_centre"
 
 
 class FlowMatchingAlignment(FromLogits):
@@ -80,7 +81,8 @@ class FlowMatchingAlignment(FromLogits):
         class_embeddings_: the class texts, L2-normalised, (C, d), float32.
         class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), or
             (C, K, d) with K prototypes a class, float32.
-        target_shift_: what takes the text of another class to its target (`targets_of`), (d,).
+        target_shift_, target_centre_: what takes the text of another class to its target (`text_targets`), (d,) each;
+            the centre is None in runs that were trained before it was kept.
         classes_: the classes, ascending; see `fit`.
         n_features_in_: d.
         train_seconds_: wall-clock time of `fit`.
@@ -236,10 +238,10 @@ class FlowMatchingAlignment(FromLogits):
             logit_scale=self.logit_scale_,
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
         )
-        shift = torch.zeros_like(embeddings[0])
+        shift = centre = torch.zeros_like(embeddings[0])
         if text_samples is not None:
-            shift = target_shift(normalize(views.mean(dim=1)), targets, embeddings)
-        self._adopt(field, embeddings, class_points, shift, selection)
+            shift, centre = text_target_frame(normalize(views.mean(dim=1)), targets, embeddings)
+        self._adopt(field, embeddings, class_points, shift, centre, selection)
         self.classes_ = classes.names
         self.train_seconds_ = time.perf_counter() - start
         return self
@@ -251,7 +253,7 @@ class FlowMatchingAlignment(FromLogits):
             class_embeddings: their text features, (C', d).
         """
         texts = _on(self.class_targets_.device, unit_rows(class_embeddings, "class_embeddings", np.float32))
-        return self._to_numpy(normalize(texts + self.target_shift_))
+        return self._to_numpy(text_targets(texts, self.target_shift_, self.target_centre_))
 
     def transport(self, features: ArrayLike) -> NDArray[np.float32]:
         """Features after `num_steps_` Euler steps, L2-normalised, (n, d)."""
@@ -275,6 +277,8 @@ class FlowMatchingAlignment(FromLogits):
         """The fitted arrays by name: what `restore` needs beside the parameters and the selection."""
         tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
         tensors |= {name: getattr(self, f"{name}_") for name in _CLASS_TENSORS}
+        if self.target_centre_ is not None:
+            tensors[_CENTRE] = self.target_centre_
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         return arrays | self._class_state()
 
@@ -305,15 +309,23 @@ class FlowMatchingAlignment(FromLogits):
             )
         device = resolve_device(self.device)
         field = field.to(device).eval().requires_grad_(False)
-        self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), selection)
+        centre = torch.from_numpy(state[_CENTRE]).to(device) if _CENTRE in state else None
+        self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), centre, selection)
         self._restore_classes(state, len(points))
         return self
 
     def _adopt(
-        self, field: VelocityField, embeddings: Tensor, points: Tensor, shift: Tensor, selection: StepSelection
+        self,
+        field: VelocityField,
+        embeddings: Tensor,
+        points: Tensor,
+        shift: Tensor,
+        centre: Tensor | None,
+        selection: StepSelection,
     ) -> None:
         self.velocity_field_ = field
-        self.class_embeddings_, self.class_targets_, self.target_shift_ = embeddings, points, shift
+        self.class_embeddings_, self.class_targets_ = embeddings, points
+        self.target_shift_, self.target_centre_ = shift, centre
         self.selection_ = selection
         self.num_steps_ = selection.num_steps
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
