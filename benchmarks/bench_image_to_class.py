@@ -27,7 +27,7 @@ from fastfsl.runtime.flow_executor import FlowExecutor
 from fastfsl.runtime.head import Head
 from fastfsl.runtime.image_encoder import ImageEncoder
 from fastfsl.runtime.image_reader import ImageReader
-from fastfsl.runtime.session import create_row_session
+from fastfsl.runtime.session import create_row_session, create_session
 
 DIM, BLOCKS, STEPS, THREADS, CLASSES = 512, 12, 10, 2, 100
 # Turns by batch, and calls of one side in a turn. The first call of a turn finds the weights of another side in the
@@ -86,7 +86,7 @@ def sides(tmp_path_factory):
 
     embeds = {"image_embeds": session(visual).run(None, {"images": images})[0]}
     reduced = [
-        quantize(model, calibrate(model, [feed], lambda data: create_row_session(data, "calibration", device="cpu")))[0]
+        quantize(model, calibrate(model, [feed], lambda data: create_session(data, "calibration", device="cpu")))[0]
         for model, feed in ((visual, {"images": images}), (flow, embeds))
     ]
     yield {

@@ -52,6 +52,8 @@ def numbers(values: object, name: str, dtype: DTypeLike = np.float64) -> NDArray
         ShapeError: ragged, empty or not numbers.
         DataError: a value is not finite, or larger than `dtype` holds; its row is named.
     """
+    if values is None:
+        raise ShapeError(f"expected {name} to be an array of numbers, got None")
     array = as_array(values, name)
     if array.dtype.kind == "O":
         array = _from_objects(array, name)
@@ -186,16 +188,31 @@ def check_weights(weights: object, num_samples: int) -> NDArray[np.float64] | No
     return array
 
 
-def check_logit_scale(value: float | None, name: str = "logit_scale") -> float:
-    """The factor on the cosines, 100 for None; warn of one that is probably a stored logarithm.
+def check_logit_scale(value: object, name: str = "logit_scale") -> float:
+    """`logit_scale_of`, with a warning of one that is probably a stored logarithm."""
+    scale = logit_scale_of(value, name)
+    warn_of_logarithm(scale, name)
+    return scale
+
+
+def logit_scale_of(value: object, name: str = "logit_scale") -> float:
+    """The factor on the cosines, 100 for None.
+
+    Args:
+        value: a number, or what holds one: a model's `logit_scale.exp()`, of any type and with a gradient.
+        name: what messages call it.
 
     Raises:
-        ConfigError: not a positive number.
+        ConfigError: not one positive number.
     """
-    scale = 100.0 if value is None else float(value)
+    if value is None:
+        return 100.0
+    array = as_array(value, name)
+    if array.dtype.kind not in "fiu" or array.size != 1:
+        raise ConfigError(f"expected {name} to be one positive number, got {value!r}")
+    scale = float(array.item())
     if not (np.isfinite(scale) and scale > 0):
         raise ConfigError(f"expected a positive {name}, got {value}")
-    warn_of_logarithm(scale, name)
     return scale
 
 
@@ -229,7 +246,7 @@ def check_width(features_width: int, embeddings_width: int) -> None:
 def _refuse_infinite(array: NDArray[np.generic], name: str, what: str) -> None:
     finite = np.isfinite(array)
     if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
+        row = int(np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))[0]) if array.ndim else 0
         raise DataError(f"expected finite {name}, got {what} (first in row {row}): remove or repair that row")
 
 

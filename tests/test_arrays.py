@@ -44,6 +44,8 @@ def test_unit_vectors_have_length_one_and_the_old_direction(array):
         ([], ShapeError, "non-empty"),
         ([["a"]], ShapeError, "numbers"),
         ([[1j]], ShapeError, "numbers"),
+        (None, ShapeError, "got None"),
+        (np.nan, DataError, "NaN or infinity"),
         ([[1.0], [np.nan]], DataError, "NaN or infinity .first in row 1"),
         ([[1e200]], DataError, "larger than float32"),
     ],

@@ -164,4 +164,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stderr.isatty():  # bars are for people who watch; a log gets a line per stage
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    app()
+    try:
+        app()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # outside of a command: help and versions onto a full disk
+        print_error(str(error))
+        sys.exit(BAD_INPUT)

@@ -1,14 +1,15 @@
 """`fastfsl evaluate`: accuracy of a run or a bundle on a split."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastfsl.cli.checks import check_device, check_evaluation, kind_of_model
+from fastfsl.cli.checks import MANIFEST, check_device, check_evaluation, kind_of_model, read_run
 from fastfsl.cli.mistakes import mistake_parts
-from fastfsl.cli.next_command import command, free_name
+from fastfsl.cli.next_command import command, data_options, encoder_options, free_name
 from fastfsl.cli.options import (
     Alpha,
     ExpectedDigest,
@@ -126,7 +127,7 @@ def evaluate(
         predicted.zero_shot_accuracy,
     )
     document |= found.fields()
-    document["next"] = _next(model, kind, data, document, image_root)
+    document["next"] = _next(model, kind, data, document, reading)
     warning = found.warning()
     if warning is not None:
         warn(warning)
@@ -153,17 +154,29 @@ def _check_options(*, transfer: bool, template: list[str] | None, alpha: float |
 
 
 def _next(
-    model: Path, kind: Literal["run", "bundle"], data: Path, document: dict[str, Any], image_root: Path | None
+    model: Path, kind: Literal["run", "bundle"], data: Path, document: dict[str, Any], reading: "_Reading"
 ) -> str:
     """The command that comes after a score."""
+    options = (*reading.options(document["classes"]), *_encoder(model, kind))
     if document["below_majority"] and data.exists():
-        root = () if image_root is None else ("--image-root", image_root)
-        return command("fastfsl", "compare", data, *root)
+        return command("fastfsl", "compare", data, *options)
     if kind == "bundle":
         return command("fastfsl", "bench", model)
     if document["method"] == "cocoop":  # whose classifier is another one for each image
-        return command("fastfsl", "train", data, "--out", f"{model}-fma", "--method", "cocoop+fma")
+        return command("fastfsl", "train", data, "--out", f"{model}-fma", "--method", "cocoop+fma", *options)
     return command("fastfsl", "export", model, free_name("bundle"))
+
+
+def _encoder(model: Path, kind: Literal["run", "bundle"]) -> list[str]:
+    """The encoder that a model was made with, as options."""
+    from fastfsl.fit.config import TrainConfig
+
+    if kind == "run":
+        known = read_run(model).get("config", {})
+    else:
+        known = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["encoder"] or {}
+    given = {key: known[key] for key in ("backbone", "pretrained", "templates") if key in known}
+    return encoder_options(TrainConfig(**given))
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,14 @@ class _Reading:
     image_root: Path | None
     columns: "Columns"
     strict: bool
+
+    def options(self, classes: _Classes) -> list[str]:
+        """The same as options of a command on the same data."""
+        from fastfsl.fit.config import TrainConfig
+
+        root = None if self.image_root is None else str(self.image_root)
+        columns = {f"{name}_column": value for name, value in asdict(self.columns).items()}
+        return data_options(TrainConfig(classes=classes, image_root=root, **columns))
 
 
 def _write_report(path: Path, document: dict[str, Any], predicted: "Predicted", found: "Standing") -> None:

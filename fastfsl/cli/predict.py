@@ -156,7 +156,7 @@ def predict(
         }
         counts = _to_file(classifier, target, _all(paths, listed, skipped), total, settings, mode)
         count, failed = counts.images, counts.errors
-        skipped.add(UNREADABLE, "see the rows with an error", failed)
+        skipped.add(UNREADABLE, f"the rows with an error in {target.path}", failed)
         account = {**about, "files": file_account(count - failed, skipped)}
         _summary(target.path, counts, account if as_json else None)
     line = skipped.warning(count - failed + len(skipped)) if set(skipped.unexpected) - {UNREADABLE} else None

@@ -15,15 +15,17 @@ Labels in [0, C) are indices of rows of `class_embeddings`. Text labels are clas
 `class_names[c]`, or, without `class_names`, to the c-th of the distinct labels of all splits in ascending order, of
 which there must then be C. So do other integers, such as 1 .. C, of which C are distinct.
 
-At least one split must be there; other arrays are ignored. safetensors has no text arrays: `class_names` and text
+At least one split must be there. Other arrays are ignored, but for one whose name is nearly that of an array which is
+missing: `validation_features`, `test_label`. safetensors has no text arrays: `class_names` and text
 labels are there JSON lists in the file's metadata. Nothing is unpickled. Values are returned as stored, in float32:
 whoever compares directions normalises, which is why rows without a direction (all zeros) are refused.
 """
 
+import difflib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,21 @@ from safetensors.numpy import save
 from fastfsl.arrays import warn_of_logarithm
 from fastfsl.data.dataset import SPLITS, FeatureDataset, FloatArray, LabelArray
 from fastfsl.data.file_labels import match_labels
+from fastfsl.data.split_names import split_of
 from fastfsl.errors import ConfigError, DataError, ShapeError, resource_error
 from fastfsl.files import staged_file
 
 DEFAULT_LOGIT_SCALE = 100.0
+
+_KNOWN = (
+    *(f"{split}_{part}" for split in SPLITS for part in ("features", "labels")),
+    "class_embeddings",
+    "class_names",
+    "logit_scale",
+)
+
+# How alike two names are of which one is probably mistyped: a letter or two of a dozen.
+_CLOSE = 0.88
 
 # Arrays of text, which safetensors keeps in the metadata.
 _TEXTS = ("class_names", *(f"{split}_labels" for split in SPLITS))
@@ -105,6 +118,7 @@ def _read_npz(path: Path) -> dict[str, _AnyArray]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, not the named arrays of a feature file: {advice}")
             with file:
+                _check_names(path, file.files)
                 arrays = {name: _from_npz(path, file, name) for name in file.files if _is_known(name)}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, DataError):
@@ -122,6 +136,7 @@ def _read_safetensors(path: Path) -> dict[str, _AnyArray]:
     try:
         path.open("rb").close()  # safetensors calls a file missing that it cannot open, whatever the reason
         with safe_open(path, framework="numpy") as file:
+            _check_names(path, [*file.keys(), *(file.metadata() or {})])
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 if _is_known(name):
                     arrays[name] = file.get_tensor(name)
@@ -157,8 +172,25 @@ def _from_npz(path: Path, file: np.lib.npyio.NpzFile, name: str) -> _AnyArray:
 
 
 def _is_known(name: str) -> bool:
-    known = {"class_embeddings", "class_names", "logit_scale"}
-    return name in known or name in {f"{split}_{part}" for split in SPLITS for part in ("features", "labels")}
+    return name in _KNOWN
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse a name that was probably meant as one of those that are missing: its array would be lost.
+
+    Raises:
+        DataError: naming both.
+    """
+    names = list(names)
+    missing = [name for name in _KNOWN if name not in names]
+    for name in names:
+        if name in _KNOWN:
+            continue
+        prefix, _, part = name.casefold().rpartition("_")
+        meant = f"{split_of(prefix)}_{part}"
+        close = [meant] if meant in missing else difflib.get_close_matches(name.casefold(), missing, 1, _CLOSE)
+        if close:
+            raise DataError(f"{path}: {name!r} would not be read: rename it {close[0]!r}, or remove it")
 
 
 def _checked(path: Path, arrays: Mapping[str, _AnyArray]) -> FeatureDataset:

@@ -14,7 +14,7 @@ from fastfsl.data.skipped import BESIDE, NOT_AN_IMAGE, NOT_LISTED, Skipped
 from fastfsl.data.split_file import is_split_file, read_split_file
 from fastfsl.data.table import Tables, find_tables, read_table
 from fastfsl.data.table_columns import Columns
-from fastfsl.data.table_file import TABLE_ENDINGS
+from fastfsl.data.table_file import TABLE_ENDINGS, is_list_of_objects
 from fastfsl.data.walk import walk
 from fastfsl.errors import ConfigError, DataError, resource_error
 from fastfsl.images import advice_on_missing
@@ -59,6 +59,8 @@ def _load(path: Path, image_root: Path | None, columns: Columns) -> ImageDataset
         return read_table(path, image_root, columns)
     if columns:
         raise ConfigError(f"names of columns go with a table of paths and labels, and {path} is none")
+    if suffix == ".json" and is_list_of_objects(path):
+        return read_table(path, image_root, columns)
     if suffix == ".json":
         return read_split_file(path, image_root)
     if image_root is not None:

@@ -53,7 +53,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
             return TEMPLATES[templates]
         if "{" not in templates and "}" not in templates:
             close = difflib.get_close_matches(templates, TEMPLATES, n=3)
-            guess = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            guess = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
             raise ConfigError(
                 f"unknown prompt preset {templates!r}{guess} Presets: {', '.join(TEMPLATES)}; "
                 'or write your own with "{}" where the class name goes'

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastfsl.arrays import unit
 from fastfsl.data.dataset import FeatureDataset, FloatArray, ImageDataset, ImageSample, LabelArray
 from fastfsl.data.readable import check_readable
-from fastfsl.data.skipped import OTHER_SPLIT, SUPPORT, UNREADABLE, Skipped, ending, file_account
+from fastfsl.data.skipped import OTHER_SPLIT, SUPPORT, UNREADABLE, Skipped, ending, file_account, some
 from fastfsl.errors import DataError, ShapeError, resource_error
 
 
@@ -249,7 +249,7 @@ def label_map(found: tuple[str, ...], expected: Sequence[str]) -> LabelArray:
     unexpected = [name for name in found if name not in expected]
     if unexpected:
         raise DataError(
-            f"the data have classes that the classifier does not know: {', '.join(map(repr, unexpected[:5]))}; "
-            f"expected classes among its {len(expected)}: {', '.join(map(repr, expected[:5]))}, ..."
+            f"the data have classes that the classifier does not know: {some(unexpected)}; "
+            f"expected classes among its {len(expected)}: {some(expected)}"
         )
     return np.array([list(expected).index(name) for name in found], dtype=np.int64)

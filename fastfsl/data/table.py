@@ -177,7 +177,7 @@ def _rows(table: Table, given: Columns, split: str, skipped: Skipped, notes: lis
             f"{table.path}: {len(addresses)} of {len(paths)} paths are addresses, such as {addresses[0]}; nothing is "
             "fetched from the network: download them first"
         )
-    if chosen.names is None and all(re.fullmatch(r"\d+", _label(table, value, 0)) for value in labels):
+    if chosen.names is None and all(re.fullmatch(r"-?\d+(\.\d+)?|", _label(table, value, 0)) for value in labels):
         notes.append(
             f"{table.path}: the classes are called by numbers, of which a text encoder knows nothing: add a column "
             "label_name with their names"

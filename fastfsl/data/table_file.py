@@ -71,6 +71,15 @@ def read_table_file(path: Path) -> Table:
     return table
 
 
+def is_list_of_objects(path: Path) -> bool:
+    """Whether it is a JSON file with a list of objects, one per image; what cannot be read is none."""
+    try:
+        content = json.loads(path.read_text(encoding=_encoding(path)))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+
+
 def looks_like_image(text: object) -> bool:
     """Whether it ends as the name of an image file does."""
     return isinstance(text, str) and Path(text.strip()).suffix.lower() in IMAGE_EXTENSIONS.union(HEIF_ENDINGS)

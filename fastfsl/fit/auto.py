@@ -142,8 +142,8 @@ class Auto(FromLogits):
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
+        self.check_parameters()
         self.components_ = self._unfitted()
-        check_logit_scale(self.logit_scale)
         texts = self.class_embeddings if class_embeddings is None else class_embeddings
         support = check_support(X, y, texts, plain_features, class_names)
         self._keep_columns(X, reset=True)
@@ -233,6 +233,15 @@ class Auto(FromLogits):
             raise DataError(f"expected a run of {', '.join(self.components)}, got another: train it again") from error
         self.selection_ = selection
         return self
+
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
+        self._unfitted()
+        check_logit_scale(self.logit_scale)
 
     def _unfitted(self) -> dict[str, Head | FlowMatchingAlignment]:
         known = (*_HEADS, _FLOW)

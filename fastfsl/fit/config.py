@@ -18,6 +18,7 @@ from fastfsl.fit.methods import (
     make_estimator,
     make_source,
 )
+from fastfsl.fit.option_ranges import check_ranges
 
 if TYPE_CHECKING:  # either would import torch, and a wrong option is to be told before that
     from fastfsl.fit.estimator import Estimator
@@ -87,6 +88,15 @@ class TrainConfig(BaseModel):
     def estimator(self, *, logit_scale: float) -> "Estimator":
         """The method's unfitted estimator."""
         return make_estimator(self.method, self.params, logit_scale=logit_scale, seed=self.seed, device=self.device)
+
+    def check_options(self) -> None:
+        """Refuse options of the method that its estimator or its source cannot work with.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        self.source()  # checks when it is made
+        self.estimator(logit_scale=100.0).check_parameters()
 
 
 def load_config(path: Path | None = None, flags: dict[str, Any] | None = None) -> TrainConfig:
@@ -181,7 +191,7 @@ def typed_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters in the types of its signature: YAML reads 2e-4 as text, JSON a tuple as a list.
 
     Raises:
-        ConfigError: if the method has no such parameter.
+        ConfigError: if the method has no such parameter, or a number is out of its range.
         ValidationError: if a value is of another type, or infinite or NaN, which no JSON file could keep.
     """
     types = method.parameters()
@@ -189,7 +199,9 @@ def typed_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {name: (types[name], ...) for name in params}
     finite = ConfigDict(allow_inf_nan=False)
     checked: BaseModel = create_model(method.name, __config__=finite, **fields)(**params)
-    return checked.model_dump()
+    values = checked.model_dump()
+    check_ranges(values)
+    return values
 
 
 def read_yaml(path: Path | None) -> dict[str, Any]:

@@ -22,6 +22,14 @@ class Estimator(Protocol):
     classes_: NDArray[Any]
     train_seconds_: float
 
+    def check_parameters(self) -> None:
+        """Refuse parameters that `fit` cannot work with, as `fit` does, before there is anything to fit.
+
+        Raises:
+            ConfigError: naming the parameter and its range.
+        """
+        ...
+
     def fit(
         self,
         X: ArrayLike,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastfsl.arrays import check_logit_scale, check_width, unit_rows, unit_views
+from fastfsl.arrays import check_logit_scale, check_width, logit_scale_of, unit_rows, unit_views
 from fastfsl.devices import resolve_device
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.estimator import StageCallback
@@ -182,9 +182,8 @@ class FlowMatchingAlignment(FromLogits):
             ConfigError: if a parameter is out of its range.
         """
         start = time.perf_counter()
-        recipe = FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
-        step_size = self._step_size()
-        check_logit_scale(self.logit_scale)
+        self.check_parameters()
+        recipe, step_size = self._recipe(), self._step_size()
         device = resolve_device(self.device)
         views = _on(device, unit_views(X, "features", np.float32))
         texts = self.class_embeddings if class_embeddings is None else class_embeddings
@@ -332,6 +331,19 @@ class FlowMatchingAlignment(FromLogits):
         self.read_steps_ = self.read_steps or (selection.num_steps,)
         self.n_features_in_ = embeddings.shape[1]
 
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
+        self._recipe()
+        self._step_size()
+        check_logit_scale(self.logit_scale)
+
+    def _recipe(self) -> FlowRecipe:
+        return FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
+
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:
             raise ConfigError(f"expected max_steps in 1..{MAX_STEPS}, got {self.max_steps}")
@@ -370,7 +382,7 @@ class FlowMatchingAlignment(FromLogits):
     @property
     def logit_scale_(self) -> float:
         """Factor on the cosine similarities."""
-        return 100.0 if self.logit_scale is None else self.logit_scale
+        return logit_scale_of(self.logit_scale)
 
     def _logits(self, features: ArrayLike) -> Tensor:
         with torch.inference_mode():

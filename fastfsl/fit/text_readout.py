@@ -39,6 +39,14 @@ class TextReadout(FromLogits):
         self.logit_scale = logit_scale
         self.class_embeddings = class_embeddings
 
+    def check_parameters(self) -> None:
+        """Refuse a logit scale that is none, as `fit` does.
+
+        Raises:
+            ConfigError: it is not a positive number.
+        """
+        check_logit_scale(self.logit_scale)
+
     @also_named(features="X", labels="y")
     def fit(
         self,

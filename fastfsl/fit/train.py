@@ -114,6 +114,7 @@ def train(
     dataset = config.dataset(data) if dataset is None else dataset
     episode = draw_episode(dataset, config.shots, config.seed, exact=config.exact_shots)
     warn_of_few(dataset, config.shots, reporter)
+    config.check_options()  # encoding may take an hour
 
     start = time.perf_counter()
     if isinstance(dataset, FeatureDataset):

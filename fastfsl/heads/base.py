@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastfsl.arrays import check_logit_scale, unit_rows
+from fastfsl.arrays import check_logit_scale, logit_scale_of, unit_rows
 from fastfsl.errors import ConfigError, DataError
 from fastfsl.heads.blending import Selection
 from fastfsl.heads.classes import ClassEmbeddings
@@ -85,7 +85,7 @@ class Head(FromLogits):
     def fit_support(self, support: Support) -> Self:
         """`fit` on arrays that are checked already."""
         start = time.perf_counter()
-        self._check_parameters()
+        self.check_parameters()
         self.form_, self.selection_ = self._fit(support)
         self.n_features_in_ = support.features.shape[1]
         self.classes_ = support.given.names
@@ -133,13 +133,18 @@ class Head(FromLogits):
     def _fit(self, support: Support) -> tuple[LinearForm | KernelForm, Selection]:
         """The fitted form and how it was chosen."""
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
         check_logit_scale(self.logit_scale)
         if self.num_folds < 2:
             raise ConfigError(f"expected num_folds >= 2, got {self.num_folds}: one part is held out, the rest trains")
 
     def _scale(self) -> float:
-        return 100.0 if self.logit_scale is None else self.logit_scale
+        return logit_scale_of(self.logit_scale)
 
     def _folds(self, support: Support) -> Folds:
         return make_folds(support, self.num_folds, self.seed)

@@ -38,7 +38,7 @@ def match_classes(
     """Match labels with class embeddings.
 
     The rows of the embeddings E belong, in this order of preference, to
-        - the keys of E if it is a mapping, or `class_names`, one per row;
+        - the keys of E if it is a mapping, or `class_names`, one per row, or the texts of a data frame's index;
         - 0 .. C-1, if all labels are whole numbers among these: a label is the index of its row;
         - the distinct labels in ascending order, if there are C of them.
     Integer labels with a mapping from other classes count its keys in ascending order, which is what scikit-learn's
@@ -68,6 +68,8 @@ def match_classes(
         return _named(found, names, rows)
     if class_embeddings is not None:
         rows = _rows(class_embeddings)
+        if class_names is None:
+            class_names = _index_names(class_embeddings, found)
     if class_names is not None:
         names = _distinct(class_names, "class_names")
         if rows is not None and len(rows) != len(names):
@@ -138,6 +140,35 @@ def _rows(class_embeddings: object) -> NDArray[Any]:
     if rows.ndim != 2 or len(rows) == 0:
         raise ShapeError(f"expected class_embeddings (rows, d), one row per class, got {rows.shape}")
     return rows
+
+
+def _index_names(class_embeddings: object, labels: NDArray[Any]) -> list[str] | None:
+    """The texts in the index of a data frame, one per row; None where it has none, or says no more.
+
+    Raises:
+        DataError: they are not the names that the labels have, or labels may count rows or names, which differ.
+    """
+    if not hasattr(class_embeddings, "iloc") or not hasattr(class_embeddings, "index"):
+        return None
+    names = list(class_embeddings.index)
+    if not all(isinstance(name, str) for name in names):
+        return None
+    if _kind(labels) == "number":
+        if names == sorted(names):
+            return None
+        raise DataError(
+            f"expected labels among the names in the index of class_embeddings, got {labels.dtype}: pass labels as "
+            "names, class_embeddings.to_numpy() if labels are numbers of its rows, or a mapping from name to row where "
+            "a meta-estimator numbers the names in ascending order"
+        )
+    unknown = np.setdiff1d(labels, np.array(names)).tolist()
+    if unknown:
+        raise DataError(
+            "expected the index of class_embeddings to name the classes, got no row for "
+            f"{', '.join(map(repr, unknown[:5]))}: pass class_embeddings.to_numpy() if its rows follow the distinct "
+            "labels in ascending order"
+        )
+    return names
 
 
 def _column(labels: object, num_samples: int) -> NDArray[Any]:

@@ -110,10 +110,10 @@ class FromLogits(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # 
         return float(np.average(predicted == labels, weights=weights))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002  # scikit-learn's signature
-        """The constructor's parameters; class embeddings with a gradient without it, so that they can be copied."""
+        """The constructor's parameters; tensors with a gradient without it, so that they can be copied."""
         params: dict[str, Any] = super().get_params(deep)
-        if "class_embeddings" in params:
-            params["class_embeddings"] = _detached(params["class_embeddings"])
+        for name in {"class_embeddings", "logit_scale"}.intersection(params):
+            params[name] = _detached(params[name])
         return params
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -70,8 +70,9 @@ class GDA(Head):
         weight = selection.prior_weight * support.class_embeddings + selection.score_weight * gaussian.weight
         return LinearForm(weight, selection.score_weight * gaussian.bias), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         if self.views not in ("always", "one-shot", "mean"):
             raise ConfigError(f"expected views 'always', 'one-shot' or 'mean', got {self.views!r}")
 

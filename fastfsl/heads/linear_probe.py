@@ -61,8 +61,9 @@ class LinearProbe(Head):
         (probe,) = _probes(support.features, support.labels, support.num_classes, (self.C_,))
         return LinearForm(selection.score_weight * probe.weight, selection.score_weight * probe.bias), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         check_grid("Cs", self.Cs)
 
     def _candidates(self, support: Support, folds: Folds) -> Iterator[Candidate]:

@@ -68,8 +68,9 @@ class LPPlusPlus(Head):
         )
         return LinearForm(selection.score_weight * probe.weight, selection.score_weight * probe.bias), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         if not self.iterations or min(self.iterations) < 1:
             raise ConfigError(f"expected iterations to be one or more numbers >= 1, got {self.iterations}")
 

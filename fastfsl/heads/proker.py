@@ -84,8 +84,9 @@ class ProKeR(Head):
         prior = LinearForm(a * support.class_embeddings, np.zeros(support.num_classes))
         return KernelForm(prior, support.features, values, self.beta_), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         check_grid("betas", self.betas)
         check_grid("ridges", self.ridges)
         if self.solution not in ("minimiser", "released"):

@@ -62,8 +62,9 @@ class TipAdapter(Head):
         values = self.alpha_ * cache_values(support.labels, support.num_classes)
         return KernelForm(prior, support.features, values, self.beta_), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         check_grid("betas", self.betas)
 
 

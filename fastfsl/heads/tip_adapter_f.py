@@ -91,8 +91,9 @@ class TipAdapterF(Head):
         values = self.alpha_ * cache_values(support.labels, support.num_classes)
         return KernelForm(prior, keys, values, self.beta_), selection
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """Refuse parameters out of their range, as `fit` does."""
+        super().check_parameters()
         check_grid("betas", self.betas)
         check_grid("learning_rate", (self.learning_rate,))
         for name in ("epochs", "batch_size"):

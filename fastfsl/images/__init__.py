@@ -45,7 +45,7 @@ from fastfsl.images.prepared import PREPROCESS, exact_pixels, fast_pixels
 from fastfsl.images.preprocessing import RESIZE_MODES, Preprocessing, preprocess
 
 if TYPE_CHECKING:
-    from fastfsl.images.opening import ImageSource
+    from fastfsl.images.opening import ImageSource as ImageSource  # of types alone, so not in `__all__`
 
 __all__ = [
     "FORMATS",
@@ -54,7 +54,6 @@ __all__ = [
     "MAX_PIXELS",
     "PREPROCESS",
     "RESIZE_MODES",
-    "ImageSource",
     "Preprocessing",
     "advice_on_missing",
     "avif_readable",

@@ -73,6 +73,7 @@ def place(tmp_path_factory):
     (root / "taken" / "thesis.tex").write_text("years of work")
     (root / "broken.yaml").write_text("method: [fma\n")
     (root / "typo.yaml").write_text("method: fma\nepoch: 3\n")
+    (root / "range.yaml").write_text("method: fma\nnum_blocks: 0\n")
     (root / "text.yaml").write_text("method: gda\nnum_folds: many\n")
     for method in ("auto", "gda"):
         (root / method).mkdir()
@@ -111,6 +112,8 @@ def test_every_command_answers_before_the_imports_that_take_seconds(place):
         (("train", images, "--out", new, "--config", place / "broken.yaml"), "broken.yaml"),
         (("train", images, "--out", new, "--config", place / "typo.yaml"), "did you mean 'epochs'"),
         (("train", images, "--out", new, "--config", place / "text.yaml"), "'num_folds'"),
+        (("train", images, "--out", new, "--config", place / "range.yaml"), "expected num_blocks >= 1, got 0"),
+        (("train", images, "--out", new, *tiny, "--target-precision", "3"), "target_precision between 0 and 1, got 3"),
         (("train", place / "wide.npz", "--out", new), "has width 5"),
         (("train", good, "--out", new, "--method", "mps"), "a feature file has none"),
         (("evaluate", place / "mistyped", good), "which does not exist"),

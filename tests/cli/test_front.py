@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_version_names_the_packages_a_result_depends_on_without_importing_them(f
     loaded = done.stdout.partition("loaded:")[2].split()
     assert "fastfsl.cli" in loaded
     assert not {"torch", "onnxruntime", "numpy"} & set(loaded)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "-h"]])
+def test_a_full_disk_under_the_output_is_told_in_a_line(arguments):
+    code = f"import sys; sys.argv = {['fastfsl', *arguments]}; from fastfsl.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 2, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_version_says_nothing_of_what_is_not_installed(fastfsl, monkeypatch):

@@ -1,11 +1,14 @@
 """Results beside chance, majority class and zero-shot, in train, evaluate and their pages."""
 
+import importlib
 import json
 import shlex
 from typing import Any
 
 import numpy as np
 import pytest
+
+from fastfsl.data import Columns
 
 CLASSES, DIM = 3, 8
 
@@ -122,3 +125,19 @@ def test_every_next_command_is_one_that_the_program_takes(fastfsl, good, tmp_pat
         assert result.exit_code == 0, result.stderr
         document = json.loads(result.stdout)
     assert document["next"] == shlex.join(["fastfsl", "bench", "bundle"])
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_the_command_after_a_bad_score_names_the_same_encoder_and_columns(tmp_path, bundle):
+    config = {"backbone": "tiny-clip", "pretrained": None, "templates": "imagenet"}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"encoder": {"backbone": "tiny-clip", "pretrained": None}}))
+    evaluation = importlib.import_module("fastfsl.cli.evaluate")  # the package's name is the command
+    reading = evaluation._Reading(tmp_path, Columns(label="breed"), strict=False)
+    document = {"below_majority": True, "classes": "base"}
+    words = shlex.split(evaluation._next(tmp_path, "bundle" if bundle else "run", tmp_path, document, reading))
+    assert words[:5] == ["fastfsl", "compare", str(tmp_path), "--classes", "base"]
+    assert words[5:] == [
+        *("--image-root", str(tmp_path), "--label-column", "breed", "--backbone", "tiny-clip"),
+        *(() if bundle else ("--template", "imagenet")),
+    ]

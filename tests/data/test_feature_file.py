@@ -304,3 +304,27 @@ def test_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
         write_feature_file(tmp_path / "f.npz", dataset)
     assert (tmp_path / "f.npz").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["f.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("validation_features", "val_features"),
+        ("Test_labels", "test_labels"),
+        ("test_label", "test_labels"),
+        ("logitscale", "logit_scale"),
+        ("class_name", "class_names"),
+    ],
+)
+def test_an_array_whose_name_is_mistyped_is_not_lost(tmp_path, suffix, given, meant):
+    arrays = _arrays(**{meant: None})
+    arrays[given] = np.array([50.0], np.float32)
+    with pytest.raises(DataError, match=f"'{given}' would not be read: rename it '{meant}'"):
+        read_feature_file(_write(tmp_path / f"features{suffix}", arrays))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_arrays_of_other_names_are_left_alone(tmp_path, suffix):
+    arrays = _arrays(paths_index=np.arange(6), Test_labels=np.arange(3), train_paths=np.arange(6), seed=np.int64(1))
+    assert len(read_feature_file(_write(tmp_path / f"features{suffix}", arrays)).split("test")[1]) == 3

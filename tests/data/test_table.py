@@ -49,6 +49,7 @@ def flat(make_images, tmp_path):
         ("labels.csv", _csv([(".\\" + path, label) for path, label in ROWS])),
         ("metadata.csv", _csv(ROWS, ("file_name", "label"))),
         ("metadata.jsonl", "\n".join(json.dumps({"file_name": path, "label": label}) for path, label in ROWS)),
+        ("labels.json", json.dumps([{"file_name": path, "label": label} for path, label in ROWS])),
         ("labels.ndjson", "\n\n".join(json.dumps({"label": [label], "image": path}) for path, label in ROWS)),
     ],
 )
@@ -284,3 +285,10 @@ def test_a_split_file_from_windows(flat):
     path.write_text(json.dumps({"train": [["C:\\a.png", 0, "a"], ["b.png", 1, "b"]]}))
     with pytest.raises(DataError, match="as Windows writes it"):
         load_dataset(path)
+
+
+@pytest.mark.parametrize("labels", [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("0", "")])
+def test_classes_called_by_numbers_are_said(flat, labels):
+    named = [(path, labels[label == "dog"]) for path, label in ROWS]
+    (flat / "labels.csv").write_text(_csv([*named, (FILES[-1], "7")]))
+    assert any("called by numbers" in note for note in load_dataset(flat / "labels.csv").notes)

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import fastfsl
 from fastfsl import FlowMatchingAlignment
-from fastfsl.arrays import LogitScaleWarning
+from fastfsl.arrays import LogitScaleWarning, logit_scale_of
 from fastfsl.errors import ConfigError, DataError, ShapeError
 from fastfsl.fit.methods import METHODS
 from fastfsl.heads.classes import match_classes
@@ -370,3 +370,46 @@ def test_a_flow_moves_tensors_too(texts):
     np.testing.assert_allclose(flow.transport(_grad(texts.test_X)), expected, atol=1e-6)
     np.testing.assert_allclose(flow.transport(torch.tensor(texts.test_X).bfloat16()), expected, atol=0.05)
     np.testing.assert_allclose(flow.targets_of(_grad(texts.E)), flow.targets_of(texts.E), atol=1e-6)
+
+
+class _Frame:
+    """What is used of a data frame."""
+
+    def __init__(self, rows, index):
+        self.rows, self.index, self.iloc = np.asarray(rows), list(index), None
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.rows, dtype=dtype)
+
+
+def test_the_texts_in_the_index_of_a_frame_say_whose_rows_they_are():
+    rows = np.arange(8.0).reshape(4, 2) + 1
+    labels = NAMES[[0, 1, 2, 3, 1]]
+    found = match_classes(labels, 5, _Frame(rows, NAMES), None)
+    np.testing.assert_array_equal(found.class_embeddings, rows[np.argsort(NAMES)])
+    assert found.names.tolist() == SORTED.tolist()
+    partial = match_classes(labels[1:], 4, _Frame(rows, NAMES), None)  # as in a fold
+    np.testing.assert_array_equal(partial.class_embeddings, rows[np.argsort(NAMES)])
+    plain = match_classes([0, 1, 2, 3, 1], 5, _Frame(rows, range(4)), None)
+    np.testing.assert_array_equal(plain.class_embeddings, rows)
+    ascending = match_classes([0, 1, 2, 3, 1], 5, _Frame(rows, SORTED), None)
+    np.testing.assert_array_equal(ascending.class_embeddings, rows)
+    with pytest.raises(DataError, match="got no row for 'cow'"):
+        match_classes(np.array(["cow", *labels[1:]]), 5, _Frame(rows, NAMES), None)
+    with pytest.raises(DataError, match=r"to_numpy\(\) if labels are numbers of its rows"):
+        match_classes([0, 1, 2, 3, 1], 5, _Frame(rows, NAMES), None)
+
+
+@pytest.mark.parametrize("name", ["GDA", "FlowMatchingAlignment"])
+def test_a_models_own_logit_scale_is_taken_with_its_gradient(name):
+    rng = np.random.default_rng(0)
+    features, labels, texts = rng.normal(size=(8, 5)), np.repeat([0, 1], 4), rng.normal(size=(2, 5))
+    stored = torch.nn.Parameter(torch.tensor(np.log(50.0)))
+    for scale in (stored.exp(), stored.exp().bfloat16(), np.array([50.0]), np.float32(50.0)):
+        assert logit_scale_of(scale) == pytest.approx(50.0, rel=1e-6)
+        estimator = clone(_estimator(name).set_params(logit_scale=scale)).fit(features, labels, texts)
+        expected = _estimator(name).set_params(logit_scale=logit_scale_of(scale)).fit(features, labels, texts)
+        np.testing.assert_allclose(estimator.predict_proba(features), expected.predict_proba(features), rtol=1e-9)
+    for wrong in ("100", [50.0, 60.0], True, float("nan"), object()):
+        with pytest.raises(ConfigError, match="logit_scale"):
+            _estimator(name).set_params(logit_scale=wrong).fit(features, labels, texts)

@@ -413,3 +413,9 @@ def test_missing_pillow_names_the_extra(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_pillow)
     with pytest.raises(FastFSLError, match=r"fastfsl\[cpu\]"):
         images.open_image(b"x")
+
+
+def test_every_public_name_of_the_package_is_there():
+    names: dict[str, object] = {}
+    exec("from fastfsl.images import *", names)  # as someone types it
+    assert "open_image" in names

@@ -135,7 +135,8 @@ def compare(
 def _resolved(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All own parameters of a method's estimator and source, as a spec takes them: where none is given the default."""
     params, source_params = check_params(name, given)
-    estimator = make_estimator(name, params, logit_scale=1.0, seed=0, device="cpu")
+    estimator = make_estimator(name, params, logit_scale=100.0, seed=0, device="cpu")
+    estimator.check_parameters()
     source = make_source(name, source_params, seed=0)
     every = {"params": estimator.get_params(), "source_params": {} if source is None else source.options()}
     return {part: own_params(values) for part, values in every.items()}
