@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,11 +20,12 @@ from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
 from fastfsl.flow.early_exit import check_exits, euler_early_exit
 from fastfsl.flow.path import Noise
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states
-from fastfsl.flow.readout import check_read_steps, normalize, read_out
+from fastfsl.flow.readout import check_read_steps, class_logits, normalize, read_out
 from fastfsl.flow.solver import Solver, check_solver, check_steps, solver_states
 from fastfsl.flow.targets import text_target_frame, text_targets
 from fastfsl.flow.velocity_field import VelocityField
 from fastfsl.heads import ClassEmbeddings, FromLogits, also_named, match_classes, unit_class_means
+from fastfsl.heads.blending import fit_weights
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
@@ -32,6 +33,11 @@ MAX_STEPS = 1000
 # Fitted tensors beside the field's, each the attribute of that name with an underscore.
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
 _CENTRE = "target_centre"
+_SCALE = "logit_scale"
+# Logits that are wrong more often than by chance have no likeliest size. Texts that are right hardly more often do not
+# tell how large the logits of a flow are that images went into.
+_LEAST_FACTOR = 1e-3
+_LEAST_OF_TEXTS = 0.25
 
 
 class FlowMatchingAlignment(FromLogits):
@@ -68,7 +74,8 @@ class FlowMatchingAlignment(FromLogits):
             exported flow takes M steps for each).
         exit_velocity: likewise one whose velocity is shorter than this.
         num_folds: cross-validation folds at most.
-        logit_scale: factor on the cosine similarities; None means 100.
+        logit_scale: factor on the cosine similarities in training, and in predicting with `text_samples` None; None
+            means 100.
         seed: seed of everything random.
         device: torch device to train and to predict on, or `auto`.
         class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
@@ -81,6 +88,8 @@ class FlowMatchingAlignment(FromLogits):
         class_embeddings_: the class texts, L2-normalised, (C, d), float32.
         class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), or
             (C, K, d) with K prototypes a class, float32.
+        logit_scale_: factor on the cosine similarities in predicting: with `text_samples` the likeliest one on
+            held-out samples or, at one shot, that of the texts alone.
         target_shift_, target_centre_: what takes the text of another class to its target (`text_targets`), (d,) each;
             the centre is None in runs that were trained before it was kept.
         classes_: the classes, ascending; see `fit`.
@@ -218,7 +227,7 @@ class FlowMatchingAlignment(FromLogits):
                 solver=self.solver,
                 text_samples=text_samples,
                 num_prototypes=self.num_prototypes,
-                logit_scale=self.logit_scale_,
+                logit_scale=self._scale(),
                 num_folds=self.num_folds,
                 seed=self.seed,
                 on_stage=on_stage,
@@ -234,13 +243,17 @@ class FlowMatchingAlignment(FromLogits):
             recipe,
             prototypes=prototypes,
             seed=self.seed,
-            logit_scale=self.logit_scale_,
+            logit_scale=self._scale(),
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
         )
         shift = centre = torch.zeros_like(embeddings[0])
         if text_samples is not None:
             shift, centre = text_target_frame(normalize(views.mean(dim=1)), targets, embeddings)
         self._adopt(field, embeddings, class_points, shift, centre, selection)
+        factor = 1.0 if text_samples is None else self._likeliest_factor(plain, targets, embeddings, text_samples)
+        self.logit_scale_ *= factor
+        if selection.held_out is not None:
+            self.selection_ = replace(selection, held_out=np.float32(factor) * selection.held_out)
         self.classes_ = classes.names
         self.train_seconds_ = time.perf_counter() - start
         return self
@@ -279,6 +292,7 @@ class FlowMatchingAlignment(FromLogits):
         if self.target_centre_ is not None:
             tensors[_CENTRE] = self.target_centre_
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        arrays[_SCALE] = np.array([self.logit_scale_])
         return arrays | self._class_state()
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
@@ -310,6 +324,8 @@ class FlowMatchingAlignment(FromLogits):
         field = field.to(device).eval().requires_grad_(False)
         centre = torch.from_numpy(state[_CENTRE]).to(device) if _CENTRE in state else None
         self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), centre, selection)
+        if _SCALE in state:
+            self.logit_scale_ = float(state[_SCALE][0])
         self._restore_classes(state, len(points))
         return self
 
@@ -327,6 +343,7 @@ class FlowMatchingAlignment(FromLogits):
         self.target_shift_, self.target_centre_ = shift, centre
         self.selection_ = selection
         self.num_steps_ = selection.num_steps
+        self.logit_scale_ = self._scale()
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
         self.read_steps_ = self.read_steps or (selection.num_steps,)
         self.n_features_in_ = embeddings.shape[1]
@@ -343,6 +360,22 @@ class FlowMatchingAlignment(FromLogits):
 
     def _recipe(self) -> FlowRecipe:
         return FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
+
+    def _likeliest_factor(self, plain: Tensor, labels: Tensor, texts: Tensor, text_samples: float) -> float:
+        """The factor on the logits that makes labels likeliest that did not go into them; 1 if it cannot be told.
+
+        Those are the logits of held-out samples, or, at one shot, of the texts alone, if these tell anything.
+        """
+        if self.selection_.held_out is not None:
+            logits, least = self.selection_.held_out.astype(np.float64), _LEAST_FACTOR
+        elif self.selection_.rule == "default" and text_samples > 0:
+            points = text_targets(texts, self.target_shift_, self.target_centre_)
+            logits, least = class_logits(plain, points, self.logit_scale_).double().cpu().numpy(), _LEAST_OF_TEXTS
+        else:
+            return 1.0
+        rows = np.isfinite(logits).all(axis=1)
+        factor = float(fit_weights(logits[None, rows], labels.cpu().numpy()[rows], np.ones(1))[0])
+        return factor if factor > least else 1.0
 
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:
@@ -379,10 +412,9 @@ class FlowMatchingAlignment(FromLogits):
     def _exits(self) -> bool:
         return self.exit_margin is not None or self.exit_velocity is not None
 
-    @property
-    def logit_scale_(self) -> float:
-        """Factor on the cosine similarities."""
-        return logit_scale_of(self.logit_scale)
+    def _scale(self) -> float:
+        """Factor on the cosine similarities in training."""
+        return float(logit_scale_of(self.logit_scale))
 
     def _logits(self, features: ArrayLike) -> Tensor:
         with torch.inference_mode():

@@ -81,7 +81,7 @@ def test_at_one_shot_the_texts_alone_tell_how_large_the_logits_are(make_problem)
     estimator = fit(problem)
     weights, flow = estimator.selection_.weights, estimator.components_["fma"]
     features, labels = problem.features / np.linalg.norm(problem.features, axis=1, keepdims=True), problem.labels
-    texts = 100 * features @ flow.targets_of(problem.class_embeddings).T.astype(np.float64)
+    texts = flow.logit_scale_ * features @ flow.targets_of(problem.class_embeddings).T.astype(np.float64)
 
     def likelihood(factor):
         return log_softmax(factor * texts, axis=1)[np.arange(len(labels)), labels].sum() - 0.5 * (factor - 1) ** 2
