@@ -67,7 +67,7 @@ def _scaled(make_problem, shots, texts=None, **params):
         texts = texts + 0.3 * noise[1, ::shots]
     estimator = FlowMatchingAlignment(**{**BRIEF, "num_steps": None, **params}, logit_scale=30.0)
     estimator.fit(problem.features, problem.labels, texts)
-    logits = estimator.selection_.held_out
+    logits: Any = estimator.selection_.held_out
     if logits is None:
         logits = class_logits(features, torch.from_numpy(estimator.targets_of(texts)), estimator.logit_scale_)
     return estimator, torch.as_tensor(np.asarray(logits)).double(), labels
