@@ -21,8 +21,8 @@ def blended_targets(
     where text and support together point. Taking t out closes the gap between where CLIP puts texts and where it puts
     images: the flow need not cross it. All targets are equally far from m: texts that are only moved, unit(t_c + m -
     t), favour the classes whose texts lie near t, which costs eight points of zero-shot accuracy with real texts
-    (benchmarks/text_frames.py). k = inf takes the texts alone; k = 0 the support alone, for where there is no text. Of
-    a class with several prototypes each has its own target, with n and mu of its samples.
+    (benchmarks/text_frames.py). k = inf takes the texts alone; k = 0, for where there is no text, unit(mu_c). Of a
+    class with several prototypes each has its own target, with n and mu of its samples.
 
     Args:
         features: L2-normalised, (n, d).
@@ -78,7 +78,8 @@ def text_targets(class_embeddings: Tensor, shift: Tensor, centre: Tensor | None)
 
 def _blend(mean: Tensor, texts: Tensor, means: Tensor, counts: Tensor, text_samples: float) -> Tensor:
     weight = torch.where(counts > 0, counts / (counts + text_samples), 0.0)  # inf: 0
-    return _about(_centre(mean), (1 - weight) * texts + weight * _across(means - mean, mean))
+    targets = _about(_centre(mean), (1 - weight) * texts + weight * _across(means - mean, mean))
+    return torch.where(counts > 0, functional.normalize(means, dim=-1), targets) if text_samples == 0 else targets
 
 
 def _across(vectors: Tensor, centre: Tensor) -> Tensor:
