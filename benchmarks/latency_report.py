@@ -19,7 +19,7 @@ from fastfsl.report.page import Figure
 ROOT = Path(__file__).resolve().parent
 RESULTS, PAGE = ROOT / "results", ROOT / "report.html"
 # Of trainings, and of cards.
-LEFT_OUT = ("compare_", "flow_options", "gpu_", "mps_step", "step_selection", "training", "tuning_")
+LEFT_OUT = ("compare_", "flow_options", "gpu_", "mps_step", "step_selection", "training", "text_frames_", "tuning_")
 _FLOW_SIDES = {
     "plain_ms": "torch eager",
     "exported_ms": "the bundle's graph",

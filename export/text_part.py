@@ -97,7 +97,10 @@ def write_text(
     (staging / TOKENIZER).write_bytes(written.data)
     if has_flow(deployed) and deployed.class_embeddings is not None:
         rows = np.ascontiguousarray(deployed.class_embeddings.reshape(-1, deployed.class_embeddings.shape[-1]))
-        write_class_places(staging / TEXT_CLASSES, ClassPlaces(rows, _flow(run.estimator).target_shift_.cpu().numpy()))
+        flow = _flow(run.estimator)
+        centre = None if flow.target_centre_ is None else flow.target_centre_.cpu().numpy()
+        places = ClassPlaces(rows, flow.target_shift_.cpu().numpy(), centre)
+        write_class_places(staging / TEXT_CLASSES, places)
     return text, parity
 
 

@@ -26,11 +26,13 @@ class ClassPlaces:
     Args:
         class_embeddings: what the flow is read out with, L2-normalised, (C K, d) float32, a class's K prototypes one
             after the other.
-        target_shift: added to the text embedding of a new class before that is normalised again, (d,) float32.
+        target_shift: added to the text embedding of a new class, (d,) float32.
+        target_centre: what the places of classes lie about, (d,) float32; None in bundles written before it was kept.
     """
 
     class_embeddings: np.ndarray[Any, np.dtype[np.float32]]
     target_shift: np.ndarray[Any, np.dtype[np.float32]]
+    target_centre: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
 
 def read_class_places(bundle_dir: str | os.PathLike[str], manifest: Manifest) -> ClassPlaces:
@@ -47,6 +49,8 @@ def read_class_places(bundle_dir: str | os.PathLike[str], manifest: Manifest) ->
     shapes = {name: array.shape for name, array in arrays.items()}
     rows = shapes.get("class_embeddings", (0,))[0]
     expected = {"class_embeddings": (rows, dim), "target_shift": (dim,)}
+    if "target_centre" in shapes:
+        expected["target_centre"] = (dim,)
     if shapes != expected or rows == 0 or rows % classes:
         raise BundleError(f"{path}: expected arrays of {classes} classes, {expected}, got {shapes}; {AGAIN}")
     if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -60,4 +64,5 @@ def write_class_places(path: str | os.PathLike[str], places: ClassPlaces) -> Non
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_tensors(path, CLASS_PLACES_FORMAT, vars(places), {})
+    arrays = {name: array for name, array in vars(places).items() if array is not None}
+    write_tensors(path, CLASS_PLACES_FORMAT, arrays, {})

@@ -17,13 +17,13 @@ from fastfsl.errors import ConfigError, DataError
 from fastfsl.fit.estimator import StageCallback
 from fastfsl.fit.fma import FlowMatchingAlignment
 from fastfsl.heads import GDA, ClassEmbeddings, FromLogits, Head, LPPlusPlus, ProKeR, also_named
-from fastfsl.heads.blending import fit_weights
+from fastfsl.heads.blending import fit_weights, wrong_class_spread
 from fastfsl.heads.form import Array
-from fastfsl.heads.support import Labels, Support, check_support
+from fastfsl.heads.support import Labels, Support, check_support, with_centred_texts
 
-# Where nothing can be held out, the flow stands alone: the most accurate component at one shot, on both sets of
-# benchmarks/results/compare_*.json.
-ONE_SHOT_WEIGHTS = {"fma": 1.0}
+# Where nothing can be held out: the two that start from the texts and go no farther from them than one image can say.
+# Chosen on what single-shot episodes left over (benchmarks/text_frames.py).
+ONE_SHOT_SHARES = {"lp++": 0.3, "fma": 0.7}
 
 _HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}
 _FLOW = "fma"
@@ -40,7 +40,7 @@ class AutoSelection:
     """How the components were put together, and the evidence for it.
 
     Attributes:
-        rule: `folds` (held-out support) or `one-shot` (`ONE_SHOT_WEIGHTS`).
+        rule: `folds` (held-out support) or `one-shot` (`ONE_SHOT_SHARES`).
         weights: factor on the logits of each component that has any.
         temperature: divides their sum.
         threshold: probability of the best class below which the answer is "none of these"; None: not asked for.
@@ -69,7 +69,10 @@ class Auto(FromLogits):
         logits = Σ_j w_j · logits_j / T.
     Every component gives logits for each support sample from the fold that held it out. w maximises their likelihood,
     drawn to equal shares as by one sample; T is then fitted on samples that w was not, with a margin. At one shot,
-    where nothing can be held out, w follows a fixed rule, `ONE_SHOT_WEIGHTS`, and T = 1.
+    where nothing can be held out, the shares are fixed (`ONE_SHOT_SHARES`). The size of the logits is then that of the
+    texts alone, at the temperature that makes the support likeliest: no label of it went into them; and the logits of
+    wrong classes get the same spread on the support in all components. The heads' zero-shot part is that of centred
+    texts (`with_centred_texts`).
 
     Args:
         components: which to use, of `gda`, `proker`, `lp++` and `fma`.
@@ -146,12 +149,13 @@ class Auto(FromLogits):
         texts = self.class_embeddings if class_embeddings is None else class_embeddings
         support = check_support(X, y, texts, plain_features, class_names)
         self._keep_columns(X, reset=True)
+        centred = with_centred_texts(support)
         held_out: dict[str, Array] = {}
         for index, (name, component) in enumerate(self.components_.items()):
             if isinstance(component, Head):
                 if on_stage is not None:
                     on_stage("heads", index, sum(other in _HEADS for other in self.components))
-                logits = component.fit_support(support).selection_.held_out
+                logits = component.fit_support(centred).selection_.held_out
             else:
                 component.fit(
                     as_array(X, "features"),
@@ -169,7 +173,11 @@ class Auto(FromLogits):
                     "expected two samples or more in most classes to choose a threshold for target_precision on, got "
                     "one: leave target_precision out, or add images"
                 )
-        self.selection_ = self._weigh(held_out, support.labels)
+        if len(held_out) < len(self.components_):
+            self.held_out_: tuple[Array, Labels] | None = None
+            self.selection_ = AutoSelection("one-shot", self._one_shot_weights(support), components=self._records())
+        else:
+            self.selection_ = self._weigh(held_out, support.labels)
         self.components_ = {name: self.components_[name] for name in self.selection_.weights}
         self.n_features_in_ = support.features.shape[1]
         self.classes_ = support.given.names
@@ -257,10 +265,6 @@ class Auto(FromLogits):
         }
 
     def _weigh(self, held_out: dict[str, Array], labels: Labels) -> AutoSelection:
-        records = {name: component.selection_record() for name, component in self.components_.items()}
-        self.held_out_: tuple[Array, Labels] | None = None
-        if len(held_out) < len(self.components_):
-            return AutoSelection("one-shot", self._one_shot_weights(), components=records)
         stacked = np.stack(list(held_out.values()))
         rows = np.flatnonzero(np.isfinite(stacked).all(axis=(0, 2)))
         parts, right = stacked[:, rows], labels[rows]
@@ -283,12 +287,28 @@ class Auto(FromLogits):
             accuracy=float(is_right.mean()),
             calibration_error=calibration_error(probabilities, right),
             coverage=float("nan") if threshold is None else float((best >= threshold).mean()),
-            components=records,
+            components=self._records(),
         )
 
-    def _one_shot_weights(self) -> dict[str, float]:
-        weights = {name: weight for name, weight in ONE_SHOT_WEIGHTS.items() if name in self.components_}
-        return weights or dict.fromkeys(self.components_, 1.0 / len(self.components_))
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return {name: component.selection_record() for name, component in self.components_.items()}
+
+    def _one_shot_weights(self, support: Support) -> dict[str, float]:
+        shares = {name: share for name, share in ONE_SHOT_SHARES.items() if name in self.components_}
+        shares = shares or dict.fromkeys(self.components_, 1.0)
+        flow = self.components_.get(_FLOW)
+        everywhere = np.ones((len(support.labels), support.num_classes), dtype=np.bool_)
+        spread = {
+            name: wrong_class_spread(
+                np.asarray(self.components_[name].logits(support.plain), np.float64), support.labels, everywhere
+            )
+            for name in shares
+        }
+        aim = spread.get(_FLOW, float(np.mean(list(spread.values()))))
+        if isinstance(flow, FlowMatchingAlignment) and support.given.class_embeddings is not None:
+            texts = flow.targets_of(support.class_embeddings).astype(np.float64)
+            aim *= float(fit_weights(flow.logit_scale_ * support.plain @ texts.T[None], support.labels, np.ones(1))[0])
+        return {name: share / sum(shares.values()) * aim / spread[name] for name, share in shares.items()}
 
 
 def _in_order(rows: NDArray[np.float32] | None, support: Support) -> Array | None:

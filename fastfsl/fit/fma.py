@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,17 +20,24 @@ from fastfsl.fit.selection import StepSelection, class_targets, select_num_steps
 from fastfsl.flow.early_exit import check_exits, euler_early_exit
 from fastfsl.flow.path import Noise
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states
-from fastfsl.flow.readout import check_read_steps, normalize, read_out
+from fastfsl.flow.readout import check_read_steps, class_logits, normalize, read_out
 from fastfsl.flow.solver import Solver, check_solver, check_steps, solver_states
-from fastfsl.flow.targets import target_shift
+from fastfsl.flow.targets import text_target_frame, text_targets
 from fastfsl.flow.velocity_field import VelocityField
 from fastfsl.heads import ClassEmbeddings, FromLogits, also_named, match_classes, unit_class_means
+from fastfsl.heads.blending import fit_weights
 
 # Far beyond what any flow needs, and few enough for the exported graph, which unrolls them.
 MAX_STEPS = 1000
 
 # Fitted tensors beside the field's, each the attribute of that name with an underscore.
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
+_CENTRE = "target_centre"
+_SCALE = "logit_scale"
+# Logits that are wrong more often than by chance have no likeliest size. Texts that are right hardly more often do not
+# tell how large the logits of a flow are that images went into.
+_LEAST_FACTOR = 1e-3
+_LEAST_OF_TEXTS = 0.25
 
 
 class FlowMatchingAlignment(FromLogits):
@@ -67,7 +74,8 @@ class FlowMatchingAlignment(FromLogits):
             exported flow takes M steps for each).
         exit_velocity: likewise one whose velocity is shorter than this.
         num_folds: cross-validation folds at most.
-        logit_scale: factor on the cosine similarities; None means 100.
+        logit_scale: factor on the cosine similarities in training, and in predicting with `text_samples` None; None
+            means 100.
         seed: seed of everything random.
         device: torch device to train and to predict on, or `auto`.
         class_embeddings: of the classes, where `fit` is given none: as a meta-estimator of scikit-learn calls it.
@@ -80,7 +88,10 @@ class FlowMatchingAlignment(FromLogits):
         class_embeddings_: the class texts, L2-normalised, (C, d), float32.
         class_targets_: where the flow sends each class, and what it is read out with, L2-normalised, (C, d), or
             (C, K, d) with K prototypes a class, float32.
-        target_shift_: what takes the text of another class to its target (`targets_of`), (d,).
+        logit_scale_: factor on the cosine similarities in predicting: with `text_samples` the likeliest one on
+            held-out samples or, at one shot, that of the texts alone.
+        target_shift_, target_centre_: what takes the text of another class to its target (`text_targets`), (d,) each;
+            the centre is None in runs that were trained before it was kept.
         classes_: the classes, ascending; see `fit`.
         n_features_in_: d.
         train_seconds_: wall-clock time of `fit`.
@@ -216,7 +227,7 @@ class FlowMatchingAlignment(FromLogits):
                 solver=self.solver,
                 text_samples=text_samples,
                 num_prototypes=self.num_prototypes,
-                logit_scale=self.logit_scale_,
+                logit_scale=self._scale(),
                 num_folds=self.num_folds,
                 seed=self.seed,
                 on_stage=on_stage,
@@ -232,13 +243,17 @@ class FlowMatchingAlignment(FromLogits):
             recipe,
             prototypes=prototypes,
             seed=self.seed,
-            logit_scale=self.logit_scale_,
+            logit_scale=self._scale(),
             on_epoch=None if on_stage is None else lambda done, total: on_stage("training", done, total),
         )
-        shift = torch.zeros_like(embeddings[0])
+        shift = centre = torch.zeros_like(embeddings[0])
         if text_samples is not None:
-            shift = target_shift(normalize(views.mean(dim=1)), targets, embeddings)
-        self._adopt(field, embeddings, class_points, shift, selection)
+            shift, centre = text_target_frame(normalize(views.mean(dim=1)), targets, embeddings)
+        self._adopt(field, embeddings, class_points, shift, centre, selection)
+        factor = 1.0 if text_samples is None else self._likeliest_factor(plain, targets, embeddings, text_samples)
+        self.logit_scale_ *= factor
+        if selection.held_out is not None:
+            self.selection_ = replace(selection, held_out=np.float32(factor) * selection.held_out)
         self.classes_ = classes.names
         self.train_seconds_ = time.perf_counter() - start
         return self
@@ -250,7 +265,7 @@ class FlowMatchingAlignment(FromLogits):
             class_embeddings: their text features, (C', d).
         """
         texts = _on(self.class_targets_.device, unit_rows(class_embeddings, "class_embeddings", np.float32))
-        return self._to_numpy(normalize(texts + self.target_shift_))
+        return self._to_numpy(text_targets(texts, self.target_shift_, self.target_centre_))
 
     def transport(self, features: ArrayLike) -> NDArray[np.float32]:
         """Features after `num_steps_` Euler steps, L2-normalised, (n, d)."""
@@ -274,7 +289,10 @@ class FlowMatchingAlignment(FromLogits):
         """The fitted arrays by name: what `restore` needs beside the parameters and the selection."""
         tensors = {f"velocity_field.{name}": value for name, value in self.velocity_field_.state_dict().items()}
         tensors |= {name: getattr(self, f"{name}_") for name in _CLASS_TENSORS}
+        if self.target_centre_ is not None:
+            tensors[_CENTRE] = self.target_centre_
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        arrays[_SCALE] = np.array([self.logit_scale_])
         return arrays | self._class_state()
 
     def restore(self, state: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Self:
@@ -304,17 +322,28 @@ class FlowMatchingAlignment(FromLogits):
             )
         device = resolve_device(self.device)
         field = field.to(device).eval().requires_grad_(False)
-        self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), selection)
+        centre = torch.from_numpy(state[_CENTRE]).to(device) if _CENTRE in state else None
+        self._adopt(field, embeddings.to(device), points.to(device), shift.to(device), centre, selection)
+        if _SCALE in state:
+            self.logit_scale_ = float(state[_SCALE][0])
         self._restore_classes(state, len(points))
         return self
 
     def _adopt(
-        self, field: VelocityField, embeddings: Tensor, points: Tensor, shift: Tensor, selection: StepSelection
+        self,
+        field: VelocityField,
+        embeddings: Tensor,
+        points: Tensor,
+        shift: Tensor,
+        centre: Tensor | None,
+        selection: StepSelection,
     ) -> None:
         self.velocity_field_ = field
-        self.class_embeddings_, self.class_targets_, self.target_shift_ = embeddings, points, shift
+        self.class_embeddings_, self.class_targets_ = embeddings, points
+        self.target_shift_, self.target_centre_ = shift, centre
         self.selection_ = selection
         self.num_steps_ = selection.num_steps
+        self.logit_scale_ = self._scale()
         self.plan_: FlowPlan = build_plan(field, selection.num_steps, self._step_size())
         self.read_steps_ = self.read_steps or (selection.num_steps,)
         self.n_features_in_ = embeddings.shape[1]
@@ -331,6 +360,22 @@ class FlowMatchingAlignment(FromLogits):
 
     def _recipe(self) -> FlowRecipe:
         return FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
+
+    def _likeliest_factor(self, plain: Tensor, labels: Tensor, texts: Tensor, text_samples: float) -> float:
+        """The factor on the logits that makes labels likeliest that did not go into them; 1 if it cannot be told.
+
+        Those are the logits of held-out samples, or, at one shot, of the texts alone, if these tell anything.
+        """
+        if self.selection_.held_out is not None:
+            logits, least = self.selection_.held_out.astype(np.float64), _LEAST_FACTOR
+        elif self.selection_.rule == "default" and text_samples > 0:
+            points = text_targets(texts, self.target_shift_, self.target_centre_)
+            logits, least = class_logits(plain, points, self.logit_scale_).double().cpu().numpy(), _LEAST_OF_TEXTS
+        else:
+            return 1.0
+        rows = np.isfinite(logits).all(axis=1)
+        factor = float(fit_weights(logits[None, rows], labels.cpu().numpy()[rows], np.ones(1))[0])
+        return factor if factor > least else 1.0
 
     def _step_size(self) -> float:
         if not 1 <= self.max_steps <= MAX_STEPS:
@@ -367,10 +412,9 @@ class FlowMatchingAlignment(FromLogits):
     def _exits(self) -> bool:
         return self.exit_margin is not None or self.exit_velocity is not None
 
-    @property
-    def logit_scale_(self) -> float:
-        """Factor on the cosine similarities."""
-        return logit_scale_of(self.logit_scale)
+    def _scale(self) -> float:
+        """Factor on the cosine similarities in training."""
+        return float(logit_scale_of(self.logit_scale))
 
     def _logits(self, features: ArrayLike) -> Tensor:
         with torch.inference_mode():

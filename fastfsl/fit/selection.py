@@ -21,7 +21,7 @@ from fastfsl.flow.velocity_field import VelocityField
 # Where nothing can be held out (one feature vector a class), the step count is this fraction of the whole path. To the
 # text alone it is long, and a flow trained on few samples still gains late; blended targets are near.
 DEFAULT_FRACTION = 0.8
-DEFAULT_FRACTION_BLENDED = 0.4
+DEFAULT_FRACTION_BLENDED = 0.2
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fastfsl.flow.path import LinearPath, PathSample
 from fastfsl.flow.plan import FlowPlan, build_plan, plan_states, run_plan
 from fastfsl.flow.readout import class_logits, normalize, read_out
 from fastfsl.flow.solver import euler, euler_states, solve, solver_states
-from fastfsl.flow.targets import blended_targets, target_shift
+from fastfsl.flow.targets import blended_targets, text_target_frame, text_targets
 from fastfsl.flow.velocity_field import VelocityField
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "run_plan",
     "solve",
     "solver_states",
-    "target_shift",
+    "text_target_frame",
+    "text_targets",
     "velocity_loss",
 ]

@@ -107,7 +107,7 @@ def select(candidates: Iterable[Candidate], folds: Folds, logit_scale: float) ->
     seen = folds.seen()[rows]
     for candidate in candidates:
         scores = candidate.scores[rows]
-        centre = [WRONG_CLASS_SPREAD / _wrong_class_spread(scores, labels, seen)]
+        centre = [WRONG_CLASS_SPREAD / wrong_class_spread(scores, labels, seen)]
         parts = [scores]
         if candidate.prior is not None:
             prior = candidate.prior[rows]
@@ -160,8 +160,14 @@ def fit_weights(parts: Array, labels: Labels, centre: Array) -> Array:
     return weights
 
 
-def _wrong_class_spread(scores: Array, labels: Labels, seen: NDArray[np.bool_]) -> float:
-    """Standard deviation of the scores of wrong classes about their mean in the row; 1 where there is none."""
+def wrong_class_spread(scores: Array, labels: Labels, seen: NDArray[np.bool_]) -> float:
+    """Standard deviation of the scores of wrong classes about their mean in the row; 1 where there is none.
+
+    Args:
+        scores: of samples, (n, C).
+        labels: their class indices, (n,).
+        seen: which classes count in which row, (n, C).
+    """
     wrong = seen.copy()
     wrong[np.arange(len(labels)), labels] = False
     number = wrong.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """The checked arrays that a head is fitted on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from fastfsl.heads.classes import ClassEmbeddings, Classes, match_classes
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+# What rounding leaves of two equal unit vectors' difference.
+_NO_LENGTH = 1e-12
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,26 @@ def check_support(
     ]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
     return Support(vectors[order], views[order], plain[order], targets[order], embeddings, order, classes)
+
+
+def with_centred_texts(support: Support) -> Support:
+    """The support with texts that only tell how classes differ: unit(P (t_c - t)).
+
+    t is the mean of the texts and P what lies across m, the mean of the class means. What texts have in common, and
+    what all images have in common, then favours no class, as it does in cosines with the texts themselves.
+    """
+    texts = support.class_embeddings
+    seen = np.unique(support.labels)
+    centre = np.stack([support.features[support.labels == label].mean(axis=0) for label in seen]).mean(axis=0)
+    axis = _unit_or_zero(centre)
+    across = texts - texts.mean(axis=0)
+    across = across - (across @ axis)[:, None] * axis
+    return replace(support, class_embeddings=_unit_or_zero(across))
+
+
+def _unit_or_zero(vectors: Array) -> Array:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.where(length > _NO_LENGTH, vectors / np.maximum(length, _NO_LENGTH), 0.0)
 
 
 def _embeddings(classes: Classes, width: int) -> Array:

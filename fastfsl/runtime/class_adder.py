@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 _CLASSES = "class_embeddings"
+_TINY = 1e-12
 # Characters of a class's name, and of a prompt, of which a tokenizer keeps 77 ids or fewer.
 MAX_CLASS_NAME = 1024
 MAX_PROMPT = 2**16
@@ -34,10 +35,9 @@ _MOST_OF_THE_SCALE = 1e-3
 class ClassAdder:
     """Makes heads with one class more. The text tower is read from the bundle when it is first needed, and kept.
 
-    A class's text embedding t is the mean over its prompts. The flow sends the class to unit(t + m - t'), as it does
-    classes without images in training (m - t' is what the run stored: zero where the targets are the texts alone), and
-    is read out with that; a linear part that is the texts' own gets the row s t. Parts that images were fitted to
-    cannot know the class.
+    A class's text embedding t is the mean over its prompts. The flow sends the class where it sends classes without
+    images in training (`_place`), and is read out with that; a linear part that is the texts' own gets the row s t.
+    Parts that images were fitted to cannot know the class.
 
     Args:
         path: the bundle's folder, which has to stay there until the first class was added.
@@ -92,7 +92,7 @@ class ClassAdder:
         flow, readout = head.flow, head.readout
         if flow is not None and places is not None:
             count = len(places.class_embeddings) // len(self._manifest.class_names)
-            place = np.repeat(unit(text + places.target_shift)[None], count, axis=0)
+            place = np.repeat(_place(text, places)[None], count, axis=0)
             known = places.class_embeddings if flow.class_embeddings is None else flow.class_embeddings
             flow = flow.with_classes(np.concatenate([known, place]))
         if readout is not None:
@@ -111,6 +111,21 @@ class ClassAdder:
         places = bundle.read_class_places(self._path, self._manifest)
         _check_places(flow, places, self._path / bundle.FLOW_GRAPH)
         return texts, places
+
+
+def _place(text: Rows, places: bundle.ClassPlaces) -> Rows:
+    """Where the flow sends a class that it was not trained on, (d,).
+
+        unit(c + unit(P (t + shift))), P what lies across c, as in training (`fastfsl.flow.text_targets`);
+
+    unit(t + shift) in bundles without c. Shift and c are 0 where the targets are the texts alone.
+    """
+    moved, centre = text + places.target_shift, places.target_centre
+    if centre is None:
+        return unit(moved)
+    axis = centre / max(float(np.linalg.norm(centre)), _TINY)
+    across = moved - (moved @ axis) * axis
+    return unit(centre + across / max(float(np.linalg.norm(across)), _TINY))
 
 
 def _check_text(what: str, text: str, most: int) -> None:

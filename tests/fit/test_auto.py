@@ -65,14 +65,35 @@ def test_a_component_that_knows_nothing_gets_little_weight(make_problem):
 def test_one_shot_follows_the_rule_and_refuses_a_threshold(make_problem):
     problem = make_problem(shots=1)
     estimator = fit(problem)
-    assert (estimator.selection_.rule, estimator.selection_.weights) == ("one-shot", auto_module.ONE_SHOT_WEIGHTS)
-    assert set(estimator.components_) == set(auto_module.ONE_SHOT_WEIGHTS)
+    assert estimator.selection_.rule == "one-shot"
+    assert set(estimator.components_) == set(estimator.selection_.weights) == set(auto_module.ONE_SHOT_SHARES)
     heard = []
     with pytest.raises(DataError, match="leave target_precision out"):
         fit(problem, target_precision=0.9, on_stage=lambda name, *_: heard.append(name))
     assert "training" not in heard  # the flow's
     heads_only = fit(problem, components=("gda", "proker"))
-    assert heads_only.selection_.weights == {"gda": 0.5, "proker": 0.5}
+    assert set(heads_only.selection_.weights) == {"gda", "proker"}
+
+
+def test_at_one_shot_the_texts_alone_tell_how_large_the_logits_are(make_problem):
+    """One factor on the texts' logits, by the likelihood of labels that they never saw; the same spread for all."""
+    problem = make_problem(shots=1)
+    estimator = fit(problem)
+    weights, flow = estimator.selection_.weights, estimator.components_["fma"]
+    features, labels = problem.features / np.linalg.norm(problem.features, axis=1, keepdims=True), problem.labels
+    texts = flow.logit_scale_ * features @ flow.targets_of(problem.class_embeddings).T.astype(np.float64)
+
+    def likelihood(factor):
+        return log_softmax(factor * texts, axis=1)[np.arange(len(labels)), labels].sum() - 0.5 * (factor - 1) ** 2
+
+    factor = weights["fma"] / auto_module.ONE_SHOT_SHARES["fma"]
+    assert likelihood(factor) >= max(likelihood(0.98 * factor), likelihood(1.02 * factor))
+    spread = {}
+    for name in weights:
+        wrong = weights[name] * estimator.components_[name].logits(features).astype(np.float64)
+        wrong = wrong[~np.eye(wrong.shape[1], dtype=bool)[labels]].reshape(len(labels), -1)
+        spread[name] = np.sqrt(wrong.var(axis=1, ddof=1).mean()) / auto_module.ONE_SHOT_SHARES[name]
+    assert spread["fma"] == pytest.approx(spread["lp++"], rel=1e-3)
 
 
 @pytest.mark.parametrize("shots", [1, 5])

@@ -49,8 +49,48 @@ def test_targets_are_those_of_so_many_text_samples(fit, problem, text_samples):
     expected = blended_targets(features, labels, texts, text_samples)
     np.testing.assert_allclose(estimator.class_targets_, expected, atol=1e-6)
     assert (expected - texts).abs().max() > 0.1
-    logits = class_logits(torch.from_numpy(estimator.transport(problem.test_features)), expected, 100.0)
+    logits = class_logits(
+        torch.from_numpy(estimator.transport(problem.test_features)), expected, estimator.logit_scale_
+    )
     np.testing.assert_allclose(estimator.decision_function(problem.test_features), logits, atol=1e-3)
+
+
+def _scaled(make_problem, shots, texts=None, **params):
+    """A flow on images and texts that are right for the most part, and the logits of labels that they never saw."""
+    problem = make_problem(shots=shots)
+    noise = np.random.default_rng(3).normal(size=(2, *problem.features.shape)).astype(np.float32)
+    problem.features += 0.3 * noise[0]
+    problem.features /= np.linalg.norm(problem.features, axis=1, keepdims=True)
+    features, labels = torch.from_numpy(problem.features), torch.from_numpy(problem.labels)
+    if texts is None:
+        texts = normalize(torch.stack([features[labels == label].mean(0) for label in range(4)])).numpy()
+        texts = texts + 0.3 * noise[1, ::shots]
+    estimator = FlowMatchingAlignment(**{**BRIEF, "num_steps": None, **params}, logit_scale=30.0)
+    estimator.fit(problem.features, problem.labels, texts)
+    logits: Any = estimator.selection_.held_out
+    if logits is None:
+        logits = class_logits(features, torch.from_numpy(estimator.targets_of(texts)), estimator.logit_scale_)
+    return estimator, torch.as_tensor(np.asarray(logits)).double(), labels
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_the_logits_are_as_large_as_labels_that_they_never_saw_tell(make_problem, shots):
+    """Of held-out samples, or of the texts alone: no other size makes them likelier."""
+    estimator, logits, labels = _scaled(make_problem, shots)
+
+    def loss(factor):
+        prior = 0.5 * (factor * estimator.logit_scale_ / 30.0 - 1) ** 2
+        return float(torch.nn.functional.cross_entropy(factor * logits, labels, reduction="sum") + prior)
+
+    assert loss(1.0) < min(loss(0.95), loss(1.05))
+    assert estimator.logit_scale_ != 30.0
+
+
+def test_texts_that_tell_nothing_and_fixed_steps_leave_the_size_as_it_is(make_problem):
+    nothing = make_problem(shots=1).class_embeddings  # drawn anew, whatever the images are
+    assert _scaled(make_problem, 1, nothing)[0].logit_scale_ == 30.0
+    assert _scaled(make_problem, 4, num_steps=3)[0].logit_scale_ == 30.0
+    assert _scaled(make_problem, 4, text_samples=None)[0].logit_scale_ == 30.0
 
 
 def test_without_text_samples_the_targets_are_the_texts(fit, problem):
@@ -182,7 +222,7 @@ def test_other_solvers_predict_and_are_not_deployed(fit, plain, problem, solver)
     estimator = fit(solver=solver)
     x = solve(estimator.velocity_field_, torch.from_numpy(problem.test_features), 4, 0.1, solver)
     found = estimator.decision_function(problem.test_features)
-    np.testing.assert_allclose(found, class_logits(x, estimator.class_targets_, 100.0), atol=1e-3)
+    np.testing.assert_allclose(found, class_logits(x, estimator.class_targets_, estimator.logit_scale_), atol=1e-3)
     assert np.abs(found - plain.decision_function(problem.test_features)).max() > 1e-3
     with pytest.raises(ConfigError, match=f"solver 'euler' for a deployment, got '{solver}'"):
         deployment(estimator)
@@ -207,7 +247,7 @@ def test_samples_that_exit_at_once_stay_and_a_deployment_moves_them(fit, plain, 
     np.testing.assert_allclose(normalize(state), plain.transport(problem.test_features), atol=1e-5)
 
 
-@pytest.mark.parametrize(("text_samples", "num_steps"), [(None, 8), (8.0, 4), (0.0, 4)])
+@pytest.mark.parametrize(("text_samples", "num_steps"), [(None, 8), (8.0, 2), (0.0, 2)])
 def test_where_nothing_can_be_held_out_blended_targets_are_nearer(make_problem, text_samples, num_steps):
     problem = make_problem(shots=1)
     estimator = FlowMatchingAlignment(**{**BRIEF, "num_steps": None}, text_samples=text_samples).fit(

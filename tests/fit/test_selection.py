@@ -178,7 +178,7 @@ def test_one_shot_views_do_not_judge_blended_targets(make_problem, trainings):
     problem = make_problem(shots=1, num_views=6)
     arrays = (problem.features, problem.features[:, 0], problem.labels, problem.class_embeddings)
     chosen = choose(*arrays, text_samples=8.0)
-    assert (chosen.rule, chosen.num_steps, chosen.accuracy_by_step) == ("default", 4, ())
+    assert (chosen.rule, chosen.num_steps, chosen.accuracy_by_step) == ("default", 2, ())
     assert trainings == []
     assert choose(*arrays).rule == "views"
 
