@@ -43,15 +43,17 @@ from fastfsl.bundle.untrusted import AGAIN
 from fastfsl.errors import BundleError
 
 # Operators on tensors that exporters, fusions and quantisers write for image and text towers and for flows. Whatever
-# runs other graphs, reads files, draws random numbers or handles strings and sequences is left out, and so are four of
-# Microsoft's that no exporter of ours writes and that end the process over an empty tensor (ONNX Runtime 1.32).
+# runs other graphs, reads files, draws random numbers or handles strings and sequences is left out. So are some that no
+# exporter of ours writes and that end the process over an empty tensor, or over a number where a tensor is expected
+# (ONNX Runtime 1.32): Attention of the standard, QLinearConcat, QLinearConv, QLinearSoftmax, QLinearWhere, and
+# Microsoft's MultiHeadAttention, RotaryEmbedding and two SkipLayerNormalizations.
 _STANDARD = """
-    Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization Cast CastLike Ceil Clip Compress Concat
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Compress Concat
     Constant ConstantOfShape Conv ConvInteger Cos CumSum DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum
     Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool
     Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool
-    Mean Min Mish Mod Mul Neg NonZero Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization
+    Mean Min Mish Mod Mul Neg NonZero Not Or PRelu Pad Pow QLinearMatMul QuantizeLinear RMSNormalization
     Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
     ReduceSumSquare Relu Reshape RotaryEmbedding Round ScatterElements ScatterND Shape Sigmoid Sign
     SimplifiedLayerNormalization Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Swish Tanh Tile TopK
@@ -60,9 +62,8 @@ _STANDARD = """
 _MICROSOFT = """
     Attention BiasAdd BiasGelu BiasSplitGelu DequantizeLinear DynamicQuantizeMatMul FastGelu FusedConv FusedGemm
     FusedMatMul FusedMatMulActivation Gelu GroupNorm MatMulInteger16 MatMulIntegerToFloat MatMulNBits NhwcConv
-    NhwcFusedConv NhwcMaxPool QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv
-    QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear
-    QuickGelu SkipGroupNorm TransposeMatMul
+    NhwcFusedConv NhwcMaxPool QAttention QGemm QLinearAdd QLinearAveragePool QLinearGlobalAveragePool
+    QLinearLeakyRelu QLinearMul QLinearSigmoid QuantizeLinear QuickGelu SkipGroupNorm TransposeMatMul
 """
 OPERATORS = {
     "": frozenset(_STANDARD.split()),
