@@ -24,6 +24,7 @@ from fastfsl.bundle.onnx_empties import Empties
 from fastfsl.bundle.onnx_message import (
     DATA_TYPES,
     HALF,
+    INT8,
     MAX_CONSTANTS,
     MAX_NAMES,
     MAX_NODES,
@@ -85,6 +86,7 @@ class GraphFacts:
         row_values: numbers of one row of its largest input.
         images: that input's rows are images, not vectors.
         integer_products: some products are of whole numbers.
+        signed_products: some of these take their rows as int8, not as uint8.
         half: something in it is float16.
         constant_names: the names of its constants.
         scalars: constants of one number.
@@ -97,6 +99,7 @@ class GraphFacts:
     row_values: int = 1
     images: bool = False
     integer_products: bool = False
+    signed_products: bool = False
     half: bool = False
     constant_names: frozenset[str] = frozenset()
     scalars: dict[str, float] = field(default_factory=dict)
@@ -191,11 +194,13 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
     for name, tensor in graph.constants.items():
         folding.constant(name, tensor)
     empties = Empties(graph.inputs, graph.constants)
+    signed = False
     replaced = {value.name for value in graph.inputs}  # a caller may give other numbers for these
     for node in _in_order(graph):
         constants = {name: folding.numbers(name) for name in node.inputs if name not in replaced}
         check_division(node, types, constants)
         empties.check(node, constants)
+        signed |= node.op_type in INTEGER_PRODUCTS and INT8 in map(types.get, node.inputs[:1])
         note_types(node, types)
         folding.add(node, bytes_of_type(types.get(node.outputs[0]) if node.outputs else None))
     rows = max((one for one in graph.inputs if one.name not in graph.constants), key=_row_values, default=Value())
@@ -204,6 +209,7 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
         row_values=_row_values(rows),
         images=len(rows.dims) > _VECTORS_RANK,
         integer_products=any(node.op_type in INTEGER_PRODUCTS for node in graph.nodes),
+        signed_products=signed,
         half=HALF in types.values(),
         constant_names=frozenset(graph.constants),
         scalars={
