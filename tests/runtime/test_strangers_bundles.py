@@ -280,6 +280,21 @@ def test_scales_and_kernels_have_elements(tmp_path):
     assert _visit(path)["of nothing"][0] == "computed"
 
 
+def test_a_sum_whose_sides_are_not_of_the_sizes_that_the_graph_says_is_no_end_of_the_process(tmp_path):
+    """SIGFPE: ONNX Runtime 1.32 fuses it with the normalization that reads it."""
+    nodes = [
+        node("Expand", ["zero", "shape"], ["a"]),
+        node("Compress", ["a", "never"], ["b"], axis=0),
+        node("Add", ["a", "b"], ["sum"]),
+        node("LayerNormalization", ["sum", "gains", "gains"], ["made"]),
+    ]
+    constants = {"shape": np.array([2, 4, 8]), "never": np.zeros(2, bool), "gains": np.ones(8, np.float32)}
+    model = ModelProto.FromString(flow(nodes, **constants))
+    model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 4, 8]))
+    path = _with_flow(tmp_path / "bundle", model.SerializeToString())
+    assert re.match("BundleError: .*cannot compute", _visit(path)["bundle"][0])
+
+
 def test_a_division_by_a_constant_above_0_computes(tmp_path):
     """Exporters divide sizes so; a divisor that a caller may give, or one of 0, is none."""
     nodes = [
@@ -443,9 +458,11 @@ def test_steps_that_no_graph_can_have_are_refused(tmp_path):
         Classifier.load(path, device="cpu", num_threads=1)
 
 
-def test_fp32_over_a_graph_of_int8_is_refused(tmp_path):
-    nodes = [node("MatMulInteger", ["bytes", "bytes"], ["made"])]
-    graph = flow(nodes, bytes=np.ones((2, 2), np.int8))
+@pytest.mark.parametrize("operator", ["MatMulInteger", "DequantizeLinear"])
+def test_fp32_over_a_graph_of_int8_is_refused(tmp_path, operator):
+    """Of what is dequantised ONNX Runtime makes products of whole numbers, too."""
+    nodes = [node(operator, ["bytes", "bytes" if operator == "MatMulInteger" else "one"], ["made"])]
+    graph = flow(nodes, bytes=np.ones((2, 2), np.int8), one=np.float32(1))
     with pytest.raises(BundleError, match="multiplies whole numbers, and the manifest says precision fp32"):
         Classifier.load(_with_flow(tmp_path / "fp32", graph), device="cpu", num_threads=1)
 
