@@ -127,6 +127,7 @@ def calibrate(
         rows = f"calibration_{index}"
         graph.initializer.append(numpy_helper.from_array(np.array([-1, count]), f"{rows}_shape"))
         graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, -count % BLOCK]), f"{rows}_margin"))
+        graph.initializer.append(numpy_helper.from_array(np.zeros((1, count + -count % BLOCK)), f"{rows}_zeros"))
         # In double precision: a covariance is a small difference where a mean is large.
         graph.node.append(helper.make_node("Cast", [source], [f"{rows}_double"], to=TensorProto.DOUBLE))
         graph.node.append(helper.make_node("Reshape", [f"{rows}_double", f"{rows}_shape"], [rows]))
@@ -150,7 +151,9 @@ def _block_products(rows: str) -> list[onnx.NodeProto]:
     """Nodes for X'X of rows X (n, K) within blocks of `BLOCK` columns."""
     return [
         helper.make_node("Pad", [rows, f"{rows}_margin"], [f"{rows}_whole"]),
-        helper.make_node("Reshape", [f"{rows}_whole", "calibration_blocks"], [f"{rows}_in_blocks"]),
+        # One row of zeros, which adds nothing: Einsum may read no tensor that could be without elements.
+        helper.make_node("Concat", [f"{rows}_whole", f"{rows}_zeros"], [f"{rows}_more"], axis=0),
+        helper.make_node("Reshape", [f"{rows}_more", "calibration_blocks"], [f"{rows}_in_blocks"]),
         # Not Transpose and MatMul: ONNX Runtime 1.25 fuses these into an operator that it has in float32 alone.
         helper.make_node("Einsum", [f"{rows}_in_blocks"] * 2, [f"{rows}_products"], equation="nbi,nbj->bij"),
     ]

@@ -39,7 +39,7 @@ _FIXED = {
     **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention"), FLOAT),
 }
 # Which input says what the output is.
-_AS_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1, "MatMulNBits": 0}
+_AS_INPUT = {"Where": 1, "CastLike": 1, "DequantizeLinear": 1, "MatMulNBits": 0, "QuantizeLinear": 2}
 
 Types = dict[str, int]
 

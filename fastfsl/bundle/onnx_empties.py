@@ -1,8 +1,8 @@
-"""Two operators read tensors that have elements, and no others.
+"""Some operators read tensors that have elements, and no others.
 
-ONNX Runtime 1.32 divides by the rows of QAttention and by the pixels of InstanceNormalization without a look at their
-number: over an empty tensor the process ends by a signal. Both are written by exporters of ours, so that what they read
-is followed back to where a tensor without elements could come from.
+ONNX Runtime 1.32 divides by sizes of what they read, or reads its first element, without a look at how many there are:
+over an empty tensor the process ends by a signal, or the operator never ends. What they read is followed back to where
+a tensor without elements could come from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,20 @@ from collections.abc import Mapping
 
 from fastfsl.bundle.onnx_message import Node, Tensor, Value
 
-_NOT_EMPTY = frozenset({"InstanceNormalization", "QAttention"})
+# Each of them, and the first of its inputs from which on all must have elements.
+_NOT_EMPTY = {
+    "Einsum": 0,
+    "InstanceNormalization": 0,
+    "QAttention": 0,
+    # Their kernels, and the bias.
+    "Conv": 1,
+    "FusedConv": 1,
+    # Scales and zero points; of the first two Softmax and Where are made that compute with bytes.
+    "DequantizeLinear": 1,
+    "QuantizeLinear": 1,
+    "DynamicQuantizeMatMul": 2,
+    "MatMulIntegerToFloat": 2,
+}
 
 # Operators that may give nothing of something: they leave out, repeat 0 times, or take windows that do not fit.
 _LEAVING_OUT = frozenset({
@@ -49,7 +62,8 @@ class Empties:
         inputs = [name for name in node.inputs if name]
         read = inputs[:1] if node.op_type in _FIRST_ALONE else inputs
         empty = [name in self._possible for name in read]
-        if node.op_type in _NOT_EMPTY and any(empty):
+        first = _NOT_EMPTY.get(node.op_type)
+        if first is not None and any(name in self._possible for name in node.inputs[first:]):
             raise ValueError(
                 f"{node.op_type} may read a tensor without elements, which ends the process: what it reads is made of "
                 "the graph's inputs and of constants without leaving any out"

@@ -24,6 +24,7 @@ from fastfsl.bundle.onnx_empties import Empties
 from fastfsl.bundle.onnx_message import (
     DATA_TYPES,
     HALF,
+    INT8,
     MAX_CONSTANTS,
     MAX_NAMES,
     MAX_NODES,
@@ -43,15 +44,17 @@ from fastfsl.bundle.untrusted import AGAIN
 from fastfsl.errors import BundleError
 
 # Operators on tensors that exporters, fusions and quantisers write for image and text towers and for flows. Whatever
-# runs other graphs, reads files, draws random numbers or handles strings and sequences is left out, and so are four of
-# Microsoft's that no exporter of ours writes and that end the process over an empty tensor (ONNX Runtime 1.32).
+# runs other graphs, reads files, draws random numbers or handles strings and sequences is left out. So are some that no
+# exporter of ours writes and that end the process over an empty tensor, or over a number where a tensor is expected
+# (ONNX Runtime 1.32): Attention of the standard, QLinearConcat, QLinearConv, QLinearSoftmax, QLinearWhere, and
+# Microsoft's MultiHeadAttention, RotaryEmbedding and two SkipLayerNormalizations.
 _STANDARD = """
-    Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization Cast CastLike Ceil Clip Compress Concat
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Compress Concat
     Constant ConstantOfShape Conv ConvInteger Cos CumSum DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum
     Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool
     Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool
-    Mean Min Mish Mod Mul Neg NonZero Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization
+    Mean Min Mish Mod Mul Neg NonZero Not Or PRelu Pad Pow QLinearMatMul QuantizeLinear RMSNormalization
     Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
     ReduceSumSquare Relu Reshape RotaryEmbedding Round ScatterElements ScatterND Shape Sigmoid Sign
     SimplifiedLayerNormalization Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Swish Tanh Tile TopK
@@ -60,9 +63,8 @@ _STANDARD = """
 _MICROSOFT = """
     Attention BiasAdd BiasGelu BiasSplitGelu DequantizeLinear DynamicQuantizeMatMul FastGelu FusedConv FusedGemm
     FusedMatMul FusedMatMulActivation Gelu GroupNorm MatMulInteger16 MatMulIntegerToFloat MatMulNBits NhwcConv
-    NhwcFusedConv NhwcMaxPool QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv
-    QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear
-    QuickGelu SkipGroupNorm TransposeMatMul
+    NhwcFusedConv NhwcMaxPool QAttention QGemm QLinearAdd QLinearAveragePool QLinearGlobalAveragePool
+    QLinearLeakyRelu QLinearMul QLinearSigmoid QuantizeLinear QuickGelu SkipGroupNorm TransposeMatMul
 """
 OPERATORS = {
     "": frozenset(_STANDARD.split()),
@@ -84,6 +86,7 @@ class GraphFacts:
         row_values: numbers of one row of its largest input.
         images: that input's rows are images, not vectors.
         integer_products: some products are of whole numbers.
+        signed_products: some of these take their rows as int8, not as uint8.
         half: something in it is float16.
         constant_names: the names of its constants.
         scalars: constants of one number.
@@ -96,6 +99,7 @@ class GraphFacts:
     row_values: int = 1
     images: bool = False
     integer_products: bool = False
+    signed_products: bool = False
     half: bool = False
     constant_names: frozenset[str] = frozenset()
     scalars: dict[str, float] = field(default_factory=dict)
@@ -190,11 +194,13 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
     for name, tensor in graph.constants.items():
         folding.constant(name, tensor)
     empties = Empties(graph.inputs, graph.constants)
+    signed = False
     replaced = {value.name for value in graph.inputs}  # a caller may give other numbers for these
     for node in _in_order(graph):
         constants = {name: folding.numbers(name) for name in node.inputs if name not in replaced}
         check_division(node, types, constants)
         empties.check(node, constants)
+        signed |= node.op_type in INTEGER_PRODUCTS and INT8 in map(types.get, node.inputs[:1])
         note_types(node, types)
         folding.add(node, bytes_of_type(types.get(node.outputs[0]) if node.outputs else None))
     rows = max((one for one in graph.inputs if one.name not in graph.constants), key=_row_values, default=Value())
@@ -203,6 +209,7 @@ def _check_graph(graph: _Graph, model_bytes: int) -> GraphFacts:
         row_values=_row_values(rows),
         images=len(rows.dims) > _VECTORS_RANK,
         integer_products=any(node.op_type in INTEGER_PRODUCTS for node in graph.nodes),
+        signed_products=signed,
         half=HALF in types.values(),
         constant_names=frozenset(graph.constants),
         scalars={

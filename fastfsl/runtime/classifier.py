@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
 
 import numpy as np
 
-from fastfsl.errors import ClosedError, ConfigError, DeviceError
+from fastfsl.errors import ClosedError, ConfigError, DeviceError, memory_error
 from fastfsl.runtime.batcher import Batcher, is_interruption
 from fastfsl.runtime.class_adder import ClassAdder
 from fastfsl.runtime.engine import Engine
@@ -178,11 +178,20 @@ class Classifier:
         self._adding = threading.Lock()
         self._loading = threading.RLock()
 
-    def _call(self) -> AbstractContextManager[None]:
-        """For the length of a call."""
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """For the length of a call.
+
+        Raises:
+            ResourceError: there is no memory for it.
+        """
         if self._forked:
             self._load_again()
-        return self._gate.call()
+        with self._gate.call():
+            try:
+                yield
+            except MemoryError as error:
+                raise memory_error("compute") from error
 
     def _load_again(self) -> None:
         with self._loading:

@@ -56,12 +56,13 @@ class Int8Sums:
         self._found: list[Int8Products | None] = []
         self._widened = False
 
-    def computable(self, model: bytes, name: str) -> bytes:
+    def computable(self, model: bytes, name: str, *, signed: bool = False) -> bytes:
         """Note a graph, and give what computes the same here without a sum being cut off: mostly itself.
 
         Args:
             model: a serialised ONNX model.
             name: what messages call it.
+            signed: some products take their rows as int8, which ONNX Runtime does not multiply by unsigned weights.
 
         Raises:
             BundleError: the bytes are no message.
@@ -71,7 +72,7 @@ class Int8Sums:
         self._found.append(found)
         if found is None or found.any_processor or not sums_saturate():
             return model
-        if found.max_pair_sum is not None and not self._widen:
+        if found.max_pair_sum is not None and not signed and not self._widen:
             raise DeviceError(
                 f"{name}: this int8 bundle is from an older fastfsl, and this processor would cut sums of its products "
                 f"off at 16 bits, and answer wrongly; {_REMEDY}, or load it with wide_int8=True (--wide-int8), which "
@@ -80,6 +81,8 @@ class Int8Sums:
         try:
             if found.max_pair_sum is None:
                 raise ValueError("its weights are not among those that fastfsl writes")
+            if signed:
+                raise ValueError("it multiplies rows of int8, and fastfsl writes uint8")
             unsigned = with_unsigned_weights(model)
             after = int8_products(unsigned, name)
             if after is None or not after.any_processor:

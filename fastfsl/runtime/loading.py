@@ -153,7 +153,7 @@ def load_bundle(
         half = manifest.precision == "fp16"
         graphs[name] = check_graph_file(model, name, half=half)
         return create_row_session(
-            sums.computable(model, name),
+            sums.computable(model, name, signed=graphs[name].signed_products),
             name,
             device=graphs_on,
             num_threads=num_threads,

@@ -49,6 +49,10 @@ _CUDA_OPTIONS = {
 _SPIN_DURATION_SINCE = (1, 31)
 _ADVICE = "run `fastfsl doctor` to see what is missing, or choose device='cpu'"
 
+# Makes one operator of a sum and the normalization that reads it. That operator divides by the size of one side, which
+# may be 0 where the graph says otherwise, and ends the process (1.32). Of our towers it would fuse one layer at most.
+_UNSAFE_FUSION = "SkipLayerNormFusion"
+
 # What ONNX Runtime says when an arena has reached its maximum.
 _ARENA_FULL = "Available memory of"
 
@@ -397,6 +401,8 @@ def _create(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # errors come back as exceptions; stderr stays the application's
     without = limit_folding(onnxruntime, options, facts)
+    if providers == [_CPU]:
+        without["disabled_optimizers"] = [*without.get("disabled_optimizers", ()), _UNSAFE_FUSION]
     # On a card gpu_mem_limit bounds the memory.
     rows = ROWS_PER_THREAD * max(threads, available_cpus())
     max_bytes = arena_bytes(facts, rows) if providers == [_CPU] else 0

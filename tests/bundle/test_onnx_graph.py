@@ -184,7 +184,7 @@ def _typed(kind, name) -> onnx.ModelProto:
         "constant": helper.make_node("Constant", [], ["c"], value=tensor),
         "cast": helper.make_node("Cast", ["input"], ["c"], to=kind),
         "quantised": helper.make_node("QuantizeLinear", ["input", "w"], ["c"], output_dtype=kind),
-        "softmax": helper.make_node("Attention", ["q", "k", "v"], ["c"], softmax_precision=kind),
+        "softmax": helper.make_node("Softmax", ["input"], ["c"], softmax_precision=kind),
     }
     graph = helper.make_graph([nodes.get(name, RELU)], "g", values[:1], values[1:], [tensor] * (name == "weight"))
     return helper.make_model(graph)

@@ -117,7 +117,7 @@ class CudaOnnxruntime:
     def get_available_providers(self):
         return [CUDA, CPU]
 
-    def InferenceSession(self, model, options, providers, enable_fallback) -> Any:  # noqa: N802 - onnxruntime's name
+    def InferenceSession(self, model, options, providers, enable_fallback, disabled_optimizers=()) -> Any:  # noqa: N802 - onnxruntime's name
         real = onnxruntime.InferenceSession(model, options, providers=[CPU], enable_fallback=enable_fallback)
         if providers == [CPU]:
             return real

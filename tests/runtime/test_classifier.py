@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastfsl.errors import ClosedError, ConfigError, DataError, FastFSLError, ShapeError
+from fastfsl.errors import ClosedError, ConfigError, DataError, FastFSLError, ResourceError, ShapeError
 from fastfsl.images import exact_pixels, fast_pixels
 from fastfsl.runtime import Classifier, Prediction
 from fastfsl.runtime.session import run_finite
@@ -61,6 +61,32 @@ def test_one_many_or_none(classifier, photos):
     assert classifier.predict([]) == []
     assert classifier.embed([]).shape == (0, 6)
     assert classifier.probabilities([]).shape == (0, 4)
+
+
+def test_a_batch_of_none_never_reaches_a_graph(classifier, feature_classifier, bad_photo, monkeypatch):
+    """Over no rows some operators end the process."""
+    asked = []
+    monkeypatch.setattr("fastfsl.runtime.session.run_rows", lambda *_: asked.append(1))
+    none = np.empty((0, 24), np.float32)
+    for compute in (feature_classifier.classify_features, feature_classifier.transport):
+        assert len(compute(none)) == 0
+    for compute in (classifier.predict, classifier.embed, classifier.probabilities):
+        assert len(compute([])) == 0
+    assert classifier.predict([bad_photo] * 2, on_error="mark")[1].error
+    assert feature_classifier.feature_probabilities(none).shape[0] == 0
+    assert asked == []
+
+
+@pytest.mark.parametrize("where", ["head.Head.logits", "engine.feature_rows", "engine.rank"])
+def test_no_memory_to_compute_is_the_machine_s_fault(feature_classifier, reference, photos, monkeypatch, where):
+    features = reference.embed(photos)
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(f"fastfsl.runtime.{where}", fail)
+    with pytest.raises(ResourceError, match="cannot compute: out of memory; free memory"):
+        feature_classifier.classify_features(features)
 
 
 def test_batches_never_exceed_max_batch(bundle_dir, photos, monkeypatch):

@@ -40,8 +40,8 @@ def _product(weights, operator="MatMulIntegerToFloat", *, domain=MICROSOFT, inde
     return _serialised([node], [("x", TensorProto.UINT8, ["n", 4])], [("y", TensorProto.FLOAT, None)], w=weights)
 
 
-def _flow(weights) -> bytes:
-    """Embeddings as bytes, times int8 weights (WIDTH, WIDTH), and their logits."""
+def _flow(weights, kind=np.uint8) -> bytes:
+    """Embeddings as bytes of a type, times int8 weights (WIDTH, WIDTH), and their logits."""
     nodes = [
         helper.make_node("QuantizeLinear", ["image_embeds", "scale", "zero"], ["bytes"]),
         helper.make_node(
@@ -57,7 +57,7 @@ def _flow(weights) -> bytes:
         w=weights,
         scale=np.float32(1 / 128),
         steps=np.full(WIDTH, 0.01, np.float32),
-        zero=np.uint8(128),
+        zero=kind(128 if kind is np.uint8 else 0),
         class_embeddings=np.eye(4, WIDTH, dtype=np.float32),
     )
 
@@ -71,7 +71,7 @@ OLD[:2, 0] = 127
 def made(tmp_path):
     """Makes an int8 bundle on features with these weights."""
 
-    def make(weights, **fields):
+    def make(weights, kind=np.uint8, **fields):
         target = tmp_path / f"bundle{len(list(tmp_path.iterdir()))}"
         manifest = {
             "method": "fma",
@@ -91,7 +91,7 @@ def made(tmp_path):
         }
         with bundle.staging_folder(target) as staging:
             (staging / "flow").mkdir()
-            (staging / bundle.FLOW_GRAPH).write_bytes(_flow(weights))
+            (staging / bundle.FLOW_GRAPH).write_bytes(_flow(weights, kind))
             bundle.seal_bundle(staging, manifest)
         return target
 
@@ -281,6 +281,17 @@ def test_products_that_no_exporter_writes_are_refused(processor, tmp_path, made)
     sums = int8_sums.Int8Sums(tmp_path, bundle.read_manifest(made(RANDOM)), widen=True)
     with pytest.raises(DeviceError, match="products that fastfsl does not write"):
         sums.computable(_product(OLD, "MatMulInteger", domain=""), "a graph")
+
+
+@pytest.mark.parametrize("wide_int8", [False, True])
+def test_rows_of_int8_are_named_where_no_unsigned_weights_help(processor, made, wide_int8):
+    """ONNX Runtime does not multiply them by unsigned weights, and said that it has no such operator."""
+    processor(saturates=True)
+    path = made(OLD, np.int8)
+    with pytest.raises(DeviceError, match=r"cannot be computed in another way \(it multiplies rows of int8"):
+        _load(path, wide_int8=wide_int8)
+    processor(saturates=False)
+    _load(path)
 
 
 def test_weights_with_a_zero_point_are_left_to_others(processor, tmp_path, made):

@@ -45,7 +45,7 @@ class FakeOnnxruntime:
     def SessionOptions(self):  # noqa: N802 - onnxruntime's name
         return SimpleNamespace(add_session_config_entry=lambda *_: None)
 
-    def InferenceSession(self, model, options, providers, enable_fallback):  # noqa: N802 - onnxruntime's name
+    def InferenceSession(self, model, options, providers, enable_fallback, disabled_optimizers=()):  # noqa: N802 - onnxruntime's name
         assert enable_fallback == 0
         names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
         self.asked.append(names)
@@ -218,7 +218,7 @@ def test_a_classifier_on_auto_says_that_it_fell_back_and_on_cuda_refuses(
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
 
-        def create(model, options, providers, enable_fallback):
+        def create(model, options, providers, enable_fallback, disabled_optimizers=()):
             if providers != [CPU] and raises:
                 raise RuntimeError(raises)
             return real(model, options, providers=[CPU], enable_fallback=enable_fallback)

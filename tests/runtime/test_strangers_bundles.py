@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from fastfsl import bundle
 from fastfsl.bundle.manifest import MAX_MANIFEST_BYTES
@@ -25,6 +25,7 @@ from tests.runtime.forged_bundles import GOLDEN, WIDTH, flow, forged, node
 # What one bundle may take beside the imports: of 64 MiB of constants ONNX Runtime holds two copies for a moment.
 MAX_MEGABYTES = 300
 MICROSOFT = "com.microsoft"
+ONE = np.ones(1, np.float32)
 
 # Loads bundles and computes with each; says of each what came of it, and the most memory until then.
 _VISITOR = """
@@ -132,11 +133,24 @@ def test_a_divisor_that_becomes_another_number_is_a_bundle_error(tmp_path):
         assert re.match(f"BundleError: .*{message}", said), f"{name}: {said}"
 
 
-def test_operators_that_divide_by_an_empty_tensor_s_size_are_none_that_a_bundle_may_hold(tmp_path):
-    """SIGFPE and SIGSEGV: ONNX Runtime 1.32 does not look for it."""
+def test_operators_that_fail_over_an_empty_tensor_are_none_that_a_bundle_may_hold(tmp_path):
+    """SIGFPE, SIGSEGV, and SIGABRT of Attention over a past that is a number (ONNX Runtime 1.32)."""
     wide, none = np.ones((2, 3, 4), np.float32), np.ones((2, 3, 0), np.float32)
     gains, positions, table = np.ones(4, np.float32), np.zeros(1, np.int64), np.ones((4, 1), np.float32)
+    quantised = {"bytes": np.ones(4, np.uint8), "scale": ONE[:0], "zero_point": np.uint8(0), "one": np.float32(1)}
     nodes: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
+        "QLinearConcat": (["scale", "zero_point", "bytes", "scale", "zero_point"], {"axis": 0}, quantised),
+        "QLinearSoftmax": (["bytes", "scale", "zero_point", "one", "zero_point"], {"opset": 13}, quantised),
+        "QLinearWhere": (
+            ["where", *["bytes", "scale", "zero_point"] * 2, "one", "zero_point"],
+            {},
+            {**quantised, "where": np.ones(4, bool)},
+        ),
+        "QLinearConv": (
+            ["image", "one", "zero_point", "none", "one", "zero_point", "one", "zero_point"],
+            {},
+            {**quantised, "image": np.ones((1, 1, 4, 4), np.uint8), "none": np.ones((0, 1, 1, 1), np.uint8)},
+        ),
         "MultiHeadAttention": (["none"] * 3, {"num_heads": 1}, {"none": none}),
         "RotaryEmbedding": (
             ["none", "positions", "table", "table"],
@@ -157,6 +171,12 @@ def test_operators_that_divide_by_an_empty_tensor_s_size_are_none_that_a_bundle_
             node("ReduceSum", ["result"], ["made"], keepdims=0),
         ]
         paths.append(_with_flow(tmp_path / name, flow(made, **constants)))
+    attention = node("Attention", ["heads", "heads", "heads", "", "one", "heads"], ["result", "key", "value"])
+    ending = node("ReduceSum", ["result"], ["made"], keepdims=0)
+    constants = {"heads": np.ones((1, 1, 4, 4), np.float32), "one": np.float32(1)}
+    model = ModelProto.FromString(flow([attention, ending], **constants))
+    model.opset_import[0].version = 23
+    paths.append(_with_flow(tmp_path / "Attention", model.SerializeToString()))
     for name, (said, _) in _visit(*paths).items():
         assert re.match("BundleError: .*is none that it may hold", said), f"{name}: {said}"
 
@@ -199,6 +219,82 @@ def test_operators_that_divide_by_the_size_of_what_they_read_read_something(tmp_
     assert _visit(path)["of something"][0] == "computed"
 
 
+def test_scales_and_kernels_have_elements(tmp_path):
+    """SIGFPE and SIGSEGV; a convolution with a kernel of no pixels may also never end (ONNX Runtime 1.32)."""
+    products = {"bytes": np.ones((2, 4), np.uint8), "levels": np.ones((4, 3), np.int8), "one": np.float32(1)}
+    where = {"where": np.ones((2, 4), bool), "bytes": products["bytes"], "zero_point": np.uint8(0)}
+    empty = [node("Compress", ["some", "never"], ["none"])]
+    quantised = [
+        node("DequantizeLinear", ["bytes", "none", "zero_point"], ["x"]),
+        node("Where", ["where", "x", "x"], ["y"]),
+        node("QuantizeLinear", ["y", "none", "zero_point"], ["result"]),
+    ]
+    nodes: dict[str, tuple[list[NodeProto], dict[str, Any]]] = {
+        "Einsum": (
+            [node("Einsum", ["wide", "wide"], ["result"], equation="ij,jk->ik")],
+            {"wide": np.ones((0, 0), np.float32)},
+        ),
+        "Einsum of what is computed": (
+            [node("Unsqueeze", ["none", "axis"], ["x"]), node("Einsum", ["x", "x"], ["result"], equation="ij,ij->i")],
+            {"axis": np.array([0])},
+        ),
+        "MatMulIntegerToFloat": (
+            [node("MatMulIntegerToFloat", ["bytes", "levels", "one", "none"], ["result"], domain=MICROSOFT)],
+            products,
+        ),
+        "DynamicQuantizeMatMul": (
+            [node("DynamicQuantizeMatMul", ["ones", "levels", "none"], ["result"], domain=MICROSOFT)],
+            {**products, "ones": np.ones((2, 4), np.float32)},
+        ),
+        "Conv": (
+            [node("Conv", ["image", "kernel"], ["result"])],
+            {"image": np.ones((2, 4, 5, 0), np.float32), "kernel": np.ones((8, 4, 0, 0), np.float32)},
+        ),
+        "Conv with a kernel that is computed": (
+            [
+                node("Unsqueeze", ["none", "axes"], ["kernel"]),
+                node("FusedConv", ["image", "kernel"], ["result"], domain=MICROSOFT, activation="Relu"),
+            ],
+            {"image": np.ones((1, 1, 5, 5), np.float32), "axes": np.array([0, 1, 2])},
+        ),
+        "DequantizeLinear": (quantised, where),
+        "QuantizeLinear": (quantised[2:], {**where, "y": np.ones((2, 4), np.float32)}),
+    }
+    some = {"some": np.ones(4, np.float32), "never": np.zeros(4, bool)}
+    ending = [node("Cast", ["result"], ["float"], to=1), node("ReduceSum", ["float"], ["made"], keepdims=0)]
+    paths = [
+        _with_flow(tmp_path / name, flow([*empty, *made, *ending], **some, **constants))
+        for name, (made, constants) in nodes.items()
+    ]
+    for name, (said, _) in _visit(*paths).items():
+        assert re.match(f"BundleError: .*{name.split()[0].replace('Conv', '(Fused)?Conv')} may read", said), said
+    # What is convolved or multiplied may be empty: a tower may compute no tokens.
+    late = [node("Expand", ["zero", "shape"], ["y"]), node("Slice", ["y", "start", "start", "start"], ["x"])]
+    sizes = {"shape": np.array([2, 4]), "start": np.array([0]), "levels": np.ones((4, 3), np.int8)}
+    product = [
+        node("QuantizeLinear", ["x", "one", "zero_point"], ["bytes"]),
+        node("MatMulIntegerToFloat", ["bytes", "levels", "one", "one"], ["result"], domain=MICROSOFT),
+    ]
+    graph = flow([*late, *product, *ending], **sizes, one=np.float32(1), zero_point=np.uint8(0))
+    path = _with_flow(tmp_path / "of nothing", graph, precision="int8")
+    assert _visit(path)["of nothing"][0] == "computed"
+
+
+def test_a_sum_whose_sides_are_not_of_the_sizes_that_the_graph_says_is_no_end_of_the_process(tmp_path):
+    """SIGFPE: ONNX Runtime 1.32 fuses it with the normalization that reads it."""
+    nodes = [
+        node("Expand", ["zero", "shape"], ["a"]),
+        node("Compress", ["a", "never"], ["b"], axis=0),
+        node("Add", ["a", "b"], ["sum"]),
+        node("LayerNormalization", ["sum", "gains", "gains"], ["made"]),
+    ]
+    constants = {"shape": np.array([2, 4, 8]), "never": np.zeros(2, bool), "gains": np.ones(8, np.float32)}
+    model = ModelProto.FromString(flow(nodes, **constants))
+    model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 4, 8]))
+    path = _with_flow(tmp_path / "bundle", model.SerializeToString())
+    assert re.match("BundleError: .*cannot compute", _visit(path)["bundle"][0])
+
+
 def test_a_division_by_a_constant_above_0_computes(tmp_path):
     """Exporters divide sizes so; a divisor that a caller may give, or one of 0, is none."""
     nodes = [
@@ -211,7 +307,6 @@ def test_a_division_by_a_constant_above_0_computes(tmp_path):
 
 
 LARGE = 2**28
-ONE = np.ones(1, np.float32)
 COLUMN, ROW = np.ones((2**15, 1), np.float32), np.ones((1, 2**15), np.float32)
 # Of each: the nodes, their constants, and what refuses it: the look at the graph, or ONNX Runtime's arena.
 MEMORY = {
@@ -363,9 +458,11 @@ def test_steps_that_no_graph_can_have_are_refused(tmp_path):
         Classifier.load(path, device="cpu", num_threads=1)
 
 
-def test_fp32_over_a_graph_of_int8_is_refused(tmp_path):
-    nodes = [node("MatMulInteger", ["bytes", "bytes"], ["made"])]
-    graph = flow(nodes, bytes=np.ones((2, 2), np.int8))
+@pytest.mark.parametrize("operator", ["MatMulInteger", "DequantizeLinear"])
+def test_fp32_over_a_graph_of_int8_is_refused(tmp_path, operator):
+    """Of what is dequantised ONNX Runtime makes products of whole numbers, too."""
+    nodes = [node(operator, ["bytes", "bytes" if operator == "MatMulInteger" else "one"], ["made"])]
+    graph = flow(nodes, bytes=np.ones((2, 2), np.int8), one=np.float32(1))
     with pytest.raises(BundleError, match="multiplies whole numbers, and the manifest says precision fp32"):
         Classifier.load(_with_flow(tmp_path / "fp32", graph), device="cpu", num_threads=1)
 
