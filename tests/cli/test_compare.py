@@ -84,10 +84,10 @@ def test_half_of_the_classes(compare):
 
 
 def test_a_failing_method_is_a_warning(compare, tmp_path, monkeypatch):
-    (tmp_path / "c.yaml").write_text("gda: {num_folds: 1}\n")
-    result = compare("--config", "c.yaml", "--shots", 4, "--seeds", 1)
-    assert result.exit_code == 0
-    assert "gda, 4 shots, seed 0" in " ".join(result.stderr.split())
+    (tmp_path / "c.yaml").write_text("auto: {components: [gda], target_precision: 0.9}\n")
+    result = compare("--config", "c.yaml", "--shots", 1, "--seeds", 1, methods="zero-shot,gda,auto")
+    assert result.exit_code == 0, result.stderr
+    assert "auto, 1 shot, seed 0" in " ".join(result.stderr.split())
     assert "failed" in result.stdout
 
 

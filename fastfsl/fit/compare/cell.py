@@ -47,7 +47,7 @@ class CellSpec(BaseModel):
 
     def __str__(self) -> str:
         """The cell as messages name it."""
-        return f"{self.method}, {shots_label(self.shots)} shots, seed {self.seed}"
+        return f"{self.method}, {shots_label(self.shots)} {'shot' if self.shots == 1 else 'shots'}, seed {self.seed}"
 
 
 class Cell(BaseModel):
