@@ -145,7 +145,7 @@ def _next(comparison: "Comparison", data: Path, config: "TrainConfig") -> str:
     if not ranked:
         return command("fastfsl", "doctor")
     last = [row for row in ranked if row.shots == ranked[-1].shots]
-    options = [*data_options(config), *encoder_options(config)]
+    options = [*data_options(dict(config)), *encoder_options(dict(config), dict(type(config)()))]
     best = max(last, key=lambda row: row.accuracy_mean or 0.0)
     return command("fastfsl", "train", data, "--out", free_name("run"), "--method", best.method, *options)
 

@@ -157,26 +157,26 @@ def _next(
     model: Path, kind: Literal["run", "bundle"], data: Path, document: dict[str, Any], reading: "_Reading"
 ) -> str:
     """The command that comes after a score."""
-    options = (*reading.options(document["classes"]), *_encoder(model, kind))
     if document["below_majority"] and data.exists():
-        return command("fastfsl", "compare", data, *options)
+        return command("fastfsl", "compare", data, *_again(model, kind, document, reading))
     if kind == "bundle":
         return command("fastfsl", "bench", model)
     if document["method"] == "cocoop":  # whose classifier is another one for each image
+        options = _again(model, kind, document, reading)
         return command("fastfsl", "train", data, "--out", f"{model}-fma", "--method", "cocoop+fma", *options)
     return command("fastfsl", "export", model, free_name("bundle"))
 
 
-def _encoder(model: Path, kind: Literal["run", "bundle"]) -> list[str]:
-    """The encoder that a model was made with, as options."""
+def _again(model: Path, kind: Literal["run", "bundle"], document: dict[str, Any], reading: "_Reading") -> list[str]:
+    """The same data and the encoder that a model was made with, as options."""
+    columns = {f"{name}_column": value for name, value in asdict(reading.columns).items()}
+    options = data_options({"classes": document["classes"], "image_root": reading.image_root, **columns})
+    if kind == "bundle":  # also where nothing can be trained, so that what the defaults are is not known
+        known = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["encoder"] or {}
+        return options + encoder_options(known, {})
     from fastfsl.fit.config import TrainConfig
 
-    if kind == "run":
-        known = read_run(model).get("config", {})
-    else:
-        known = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["encoder"] or {}
-    given = {key: known[key] for key in ("backbone", "pretrained", "templates") if key in known}
-    return encoder_options(TrainConfig(**given))
+    return options + encoder_options(read_run(model).get("config", {}), dict(TrainConfig()))
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,6 @@ class _Reading:
     image_root: Path | None
     columns: "Columns"
     strict: bool
-
-    def options(self, classes: _Classes) -> list[str]:
-        """The same as options of a command on the same data."""
-        from fastfsl.fit.config import TrainConfig
-
-        root = None if self.image_root is None else str(self.image_root)
-        columns = {f"{name}_column": value for name, value in asdict(self.columns).items()}
-        return data_options(TrainConfig(classes=classes, image_root=root, **columns))
 
 
 def _write_report(path: Path, document: dict[str, Any], predicted: "Predicted", found: "Standing") -> None:

@@ -2,10 +2,8 @@
 
 import os
 import shlex
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastfsl.fit.config import TrainConfig
+from collections.abc import Mapping
+from typing import Any
 
 
 def command(*words: object) -> str:
@@ -19,24 +17,32 @@ def free_name(name: str) -> str:
     return next((candidate for candidate in names if not os.path.lexists(candidate)), name)
 
 
-def data_options(config: "TrainConfig") -> list[str]:
-    """How the data were read, as options of every command that reads them."""
-    given = {
-        "--classes": None if config.classes == "all" else config.classes,
-        "--image-root": config.image_root,
-        "--path-column": config.path_column,
-        "--label-column": config.label_column,
-        "--split-column": config.split_column,
+def data_options(config: Mapping[str, Any]) -> list[str]:
+    """How the data were read, as options of every command that reads them.
+
+    Args:
+        config: fields of `TrainConfig`, by name; one that is not there has its default.
+    """
+    options = {
+        "--classes": None if config.get("classes") == "all" else config.get("classes"),
+        "--image-root": config.get("image_root"),
+        "--path-column": config.get("path_column"),
+        "--label-column": config.get("label_column"),
+        "--split-column": config.get("split_column"),
     }
-    return [word for option, value in given.items() if value is not None for word in (option, value)]
+    return [str(word) for option, value in options.items() if value is not None for word in (option, value)]
 
 
-def encoder_options(config: "TrainConfig") -> list[str]:
-    """Which encoder it was, as options of train and compare; the defaults are left out."""
-    default = type(config)()
-    templates = [config.templates] if isinstance(config.templates, str) else config.templates
-    words = [] if config.backbone == default.backbone else ["--backbone", config.backbone]
-    words += [] if config.pretrained is None else ["--pretrained", config.pretrained]
-    if config.templates != default.templates:
-        words += [word for template in templates for word in ("--template", template)]
+def encoder_options(config: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
+    """Which encoder it was, as options of train and compare.
+
+    Args:
+        config: fields of `TrainConfig`, by name.
+        default: those that need not be said.
+    """
+    words = []
+    for option, field in (("--backbone", "backbone"), ("--pretrained", "pretrained"), ("--template", "templates")):
+        value = config.get(field)
+        if value is not None and value != default.get(field):
+            words += [word for one in ([value] if isinstance(value, str) else value) for word in (option, one)]
     return words

@@ -150,9 +150,9 @@ def _next(
     standing: "Standing | None",
 ) -> str:
     """The command that comes after a training."""
-    options = data_options(config)
+    options = data_options(dict(config))
     if standing is not None and standing.below_majority:
-        return command("fastfsl", "compare", data, *options, *encoder_options(config))
+        return command("fastfsl", "compare", data, *options, *encoder_options(dict(config), dict(type(config)())))
     num_train = len(dataset.labels("train"))
     left = config.shots is not None and num_train > config.shots * len(dataset.class_names)
     if "test" in dataset.splits or (set(dataset.splits) == {"train"} and left and config.image_root is None):
