@@ -69,10 +69,9 @@ class Auto(FromLogits):
         logits = Σ_j w_j · logits_j / T.
     Every component gives logits for each support sample from the fold that held it out. w maximises their likelihood,
     drawn to equal shares as by one sample; T is then fitted on samples that w was not, with a margin. At one shot,
-    where nothing can be held out, the shares are fixed (`ONE_SHOT_SHARES`). The size of the logits is then that of the
-    texts alone, at the temperature that makes the support likeliest: no label of it went into them; and the logits of
-    wrong classes get the same spread on the support in all components. The heads' zero-shot part is that of centred
-    texts (`with_centred_texts`).
+    where nothing can be held out, the shares are fixed (`ONE_SHOT_SHARES`), and wrong classes' logits get the spread
+    on the support that they have in the flow, whose size the texts alone tell. The heads' zero-shot part is that of
+    centred texts (`with_centred_texts`).
 
     Args:
         components: which to use, of `gda`, `proker`, `lp++` and `fma`.
@@ -296,18 +295,10 @@ class Auto(FromLogits):
     def _one_shot_weights(self, support: Support) -> dict[str, float]:
         shares = {name: share for name, share in ONE_SHOT_SHARES.items() if name in self.components_}
         shares = shares or dict.fromkeys(self.components_, 1.0)
-        flow = self.components_.get(_FLOW)
-        everywhere = np.ones((len(support.labels), support.num_classes), dtype=np.bool_)
-        spread = {
-            name: wrong_class_spread(
-                np.asarray(self.components_[name].logits(support.plain), np.float64), support.labels, everywhere
-            )
-            for name in shares
-        }
+        every_class = np.ones((len(support.labels), support.num_classes), dtype=np.bool_)
+        logits = {name: self.components_[name].logits(support.plain).astype(np.float64) for name in shares}
+        spread = {name: wrong_class_spread(logits[name], support.labels, every_class) for name in shares}
         aim = spread.get(_FLOW, float(np.mean(list(spread.values()))))
-        if isinstance(flow, FlowMatchingAlignment) and support.given.class_embeddings is not None:
-            texts = flow.targets_of(support.class_embeddings).astype(np.float64)
-            aim *= float(fit_weights(flow.logit_scale_ * support.plain @ texts.T[None], support.labels, np.ones(1))[0])
         return {name: share / sum(shares.values()) * aim / spread[name] for name, share in shares.items()}
 
 
