@@ -6,8 +6,6 @@ The step count is chosen by two folds of the support; the test split is only rep
 as large as the bridge's noise on CLIP's features. benchmarks/results/flow_noise_FILE.json gets the rows.
 """
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.conftest import RESULTS, made_with
+from benchmarks.by_file import measure_files
 from fastfsl.data import read_feature_file, sample_episode
 from fastfsl.fit.methods import make_estimator
 
@@ -30,23 +28,16 @@ NOISES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Train, judge, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--shots", default="4,16", help="with commas; more than a file has are left out")
-    parser.add_argument("--seeds", default=2, type=int)
-    options = parser.parse_args()
     torch.set_num_threads(2)
-    for file in options.files:
-        rows = _rows(file, [int(number) for number in options.shots.split(",")], options.seeds)
-        command = f"python -m benchmarks.flow_noise {file.stem} --shots {options.shots} --seeds {options.seeds}"
-        document = {
-            "what": f"fma-paper and fma-bridge in {UPDATES} updates, accuracy on the test split",
-            "changed": {name: value for name, value in SHORT.items() if value is not None},
-            "rows": rows,
-            "made_with": made_with(command),
-        }
-        path = RESULTS / f"flow_noise_{file.stem}.json"
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    measure_files("flow_noise", __doc__, _measured, shots="4,16", seeds=2)
+
+
+def _measured(file: Path, shots: list[int], seeds: int) -> dict[str, Any]:
+    return {
+        "what": f"fma-paper and fma-bridge in {UPDATES} updates, accuracy on the test split",
+        "changed": {name: value for name, value in SHORT.items() if value is not None},
+        "rows": _rows(file, shots, seeds),
+    }
 
 
 def _rows(file: Path, shots: list[int], seeds: int) -> list[dict[str, Any]]:
