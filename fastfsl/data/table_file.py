@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _MARKS = (
 )
 # Of a text table's first bytes.
 _SAMPLE_BYTES = 2**16
+# Characters in which a JSON file shows what it is.
+_BEGINNING = 256
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ def read_table_file(path: Path) -> Table:
 
 
 def is_list_of_objects(path: Path) -> bool:
-    """Whether it is a JSON file with a list of objects, one per image; what cannot be read is none."""
+    """Whether a JSON file begins as a list of objects, one per image; False if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding=_encoding(path)))
-    except (OSError, ValueError, RecursionError):
+        with path.open(encoding=_encoding(path)) as file:
+            return re.match(r"\s*\[\s*\{", file.read(_BEGINNING)) is not None
+    except (OSError, ValueError):
         return False
-    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
 
 
 def looks_like_image(text: object) -> bool:
