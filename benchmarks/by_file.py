@@ -23,9 +23,7 @@ def measure_files(
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument(
-        "--shots", default=shots, help="with commas; more than a file has are left out"
-    )
+    parser.add_argument("--shots", default=shots, help="with commas; more than a file has are left out")
     parser.add_argument("--seeds", default=seeds, type=int)
     options = parser.parse_args()
     for file in options.files:

@@ -1,8 +1,8 @@
-"""Some operators read tensors that have elements, and no others.
+"""Operators that must not read an empty tensor.
 
-ONNX Runtime 1.32 divides by sizes of what they read, or reads its first element, without a look at how many there are:
-over an empty tensor the process ends by a signal, or the operator never ends. What they read is followed back to where
-a tensor without elements could come from.
+ONNX Runtime 1.32 divides by the sizes of their inputs, or reads a first element, without checking that there is one: an
+empty tensor then ends the process by a signal, or the operator never returns. Their inputs are followed back to every
+operator that could have made an empty tensor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from fastfsl.bundle.onnx_message import Node, Tensor, Value
 
-# Each of them, and the first of its inputs from which on all must have elements.
+# By operator, the first of the inputs that must not be empty; those after it must not be, either.
 _NOT_EMPTY = {
     "Einsum": 0,
     "InstanceNormalization": 0,
@@ -19,29 +19,29 @@ _NOT_EMPTY = {
     # Their kernels, and the bias.
     "Conv": 1,
     "FusedConv": 1,
-    # Scales and zero points; of the first two Softmax and Where are made that compute with bytes.
+    # Scales and zero points. ONNX Runtime fuses the first two with Softmax and Where, which fail in the same way.
     "DequantizeLinear": 1,
     "QuantizeLinear": 1,
     "DynamicQuantizeMatMul": 2,
     "MatMulIntegerToFloat": 2,
 }
 
-# Operators that may give nothing of something: they leave out, repeat 0 times, or take windows that do not fit.
+# Operators that can make an empty tensor from a full one: they select, repeat 0 times, or take windows that do not fit.
 _LEAVING_OUT = frozenset({
     "AveragePool", "Compress", "ConstantOfShape", "Expand", "MaxPool", "NhwcMaxPool", "NonZero", "Pad",
     "QLinearAveragePool", "Range", "Shape", "Slice", "Split", "Tile", "TopK",
 })  # fmt: skip
-# Of these the result is as large as one input tells, if that one is a constant.
+# The input that holds the size of the result; a constant one can be checked.
 _SIZES = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
-# Operators of whose inputs the first alone is handed on; the others tell how.
+# Operators that pass on their first input; the other inputs are sizes and axes.
 _FIRST_ALONE = frozenset({"Expand", "Reshape", "Squeeze", "Tile", "Unsqueeze"})
 
 
 class Empties:
-    """Which tensors may have no elements.
+    """Tracks the tensors that may be empty.
 
     Args:
-        inputs: of the graph; a batch has a row or more, since the runtime computes none of none.
+        inputs: of the graph; a batch has at least one row, since the runtime does not run a graph on none.
         constants: of the graph, by name.
     """
 
@@ -50,14 +50,14 @@ class Empties:
         self._possible |= {name for name, tensor in constants.items() if tensor.num_elements == 0}
 
     def check(self, node: Node, constants: Mapping[str, list[float] | None]) -> None:
-        """Note what a node may give.
+        """Check what a node reads, and note which of its outputs may be empty.
 
         Args:
             node: an operator, after those whose results it reads.
             constants: numbers of its inputs that are constants and few, which no caller can replace.
 
         Raises:
-            ValueError: it may read nothing where that would end the process.
+            ValueError: it may read an empty tensor, and the process would end.
         """
         inputs = [name for name in node.inputs if name]
         read = inputs[:1] if node.op_type in _FIRST_ALONE else inputs
@@ -68,7 +68,7 @@ class Empties:
                 f"{node.op_type} may read a tensor without elements, which ends the process: what it reads is made of "
                 "the graph's inputs and of constants without leaving any out"
             )
-        # What is joined has the elements of all of its parts.
+        # A concatenation is empty only if all of its parts are.
         possible = all(empty) and bool(empty) if node.op_type == "Concat" else any(empty)
         if node.op_type == "Constant":
             possible = node.constant is not None and node.constant.num_elements == 0

@@ -21,8 +21,8 @@ from fastfsl.heads.blending import fit_weights, wrong_class_spread
 from fastfsl.heads.form import Array
 from fastfsl.heads.support import Labels, Support, check_support, with_centred_texts
 
-# Where nothing can be held out: the two that start from the texts and go no farther from them than one image can say.
-# Chosen on what single-shot episodes left over (benchmarks/text_frames.py).
+# With one image a class nothing can be held out, so these shares are fixed. They were chosen on images that one-shot
+# episodes leave over (benchmarks/text_frames.py).
 ONE_SHOT_SHARES = {"lp++": 0.3, "fma": 0.7}
 
 _HEADS: dict[str, type[Head]] = {"gda": GDA, "proker": ProKeR, "lp++": LPPlusPlus}

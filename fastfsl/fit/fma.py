@@ -34,8 +34,8 @@ MAX_STEPS = 1000
 _CLASS_TENSORS = ("class_embeddings", "class_targets", "target_shift")
 _CENTRE = "target_centre"
 _SCALE = "logit_scale"
-# Logits that are wrong more often than by chance have no likeliest size. Texts that are right hardly more often do not
-# tell how large the logits of a flow are that images went into.
+# A smaller factor means that the logits are wrong about as often as chance, so that no scale is likeliest. The texts'
+# bound is higher: a flow also learns from images, which texts that say little cannot speak for.
 _LEAST_FACTOR = 1e-3
 _LEAST_OF_TEXTS = 0.25
 
@@ -362,9 +362,9 @@ class FlowMatchingAlignment(FromLogits):
         return FlowRecipe(**{field.name: getattr(self, field.name) for field in fields(FlowRecipe)})
 
     def _likeliest_factor(self, plain: Tensor, labels: Tensor, texts: Tensor, text_samples: float) -> float:
-        """The factor on the logits that makes labels likeliest that did not go into them; 1 if it cannot be told.
+        """The factor on the logits that maximises the likelihood of labels they were not fitted to; 1 if there is none.
 
-        Those are the logits of held-out samples, or, at one shot, of the texts alone, if these tell anything.
+        These are the logits of held-out samples or, at one shot, those of the texts alone if they say enough.
         """
         if self.selection_.held_out is not None:
             logits, least = self.selection_.held_out.astype(np.float64), _LEAST_FACTOR

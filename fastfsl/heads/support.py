@@ -14,7 +14,7 @@ from fastfsl.heads.classes import ClassEmbeddings, Classes, match_classes
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-# What rounding leaves of two equal unit vectors' difference.
+# A shorter vector is rounding error: the difference of two equal unit vectors.
 _NO_LENGTH = 1e-12
 
 
@@ -97,10 +97,10 @@ def check_support(
 
 
 def with_centred_texts(support: Support) -> Support:
-    """The support with texts that only tell how classes differ: unit(P (t_c - t)).
+    """The support, with the class texts t_c replaced by the directions in which they differ, unit(P (t_c - t)).
 
-    t is the mean of the texts and P what lies across m, the mean of the class means. What texts have in common, and
-    what all images have in common, then favours no class, as it does in cosines with the texts themselves.
+    t is the mean of the texts, and P projects onto what is perpendicular to the mean of the class means. In cosines
+    with the texts themselves, what all texts or all images have in common favours some classes; here it favours none.
     """
     texts = support.class_embeddings
     seen = np.unique(support.labels)

@@ -114,9 +114,9 @@ class ClassAdder:
 
 
 def _place(text: Rows, places: bundle.ClassPlaces) -> Rows:
-    """Where the flow sends a class that it was not trained on, (d,).
+    """The point to which the flow sends a class that it was not trained on, (d,).
 
-        unit(c + unit(P (t + shift))), P what lies across c, as in training (`fastfsl.flow.text_targets`);
+        unit(c + unit(P (t + shift))), P the part perpendicular to c, as in training (`fastfsl.flow.text_targets`);
 
     unit(t + shift) in bundles without c. Shift and c are 0 where the targets are the texts alone.
     """

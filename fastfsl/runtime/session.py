@@ -49,8 +49,8 @@ _CUDA_OPTIONS = {
 _SPIN_DURATION_SINCE = (1, 31)
 _ADVICE = "run `fastfsl doctor` to see what is missing, or choose device='cpu'"
 
-# Makes one operator of a sum and the normalization that reads it. That operator divides by the size of one side, which
-# may be 0 where the graph says otherwise, and ends the process (1.32). Of our towers it would fuse one layer at most.
+# Fuses a sum with the normalization that reads it. The fused operator divides by the size of one side, which may be 0
+# although the graph says otherwise, and the process ends (ONNX Runtime 1.32).
 _UNSAFE_FUSION = "SkipLayerNormFusion"
 
 # What ONNX Runtime says when an arena has reached its maximum.

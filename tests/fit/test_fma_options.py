@@ -75,7 +75,7 @@ def _scaled(make_problem, shots, texts=None, **params):
 
 @pytest.mark.parametrize("shots", [1, 4])
 def test_the_logits_are_as_large_as_labels_that_they_never_saw_tell(make_problem, shots):
-    """Of held-out samples, or of the texts alone: no other size makes them likelier."""
+    """No other scale makes the labels likelier: of held-out samples or, at one shot, of the texts alone."""
     estimator, logits, labels = _scaled(make_problem, shots)
 
     def loss(factor):
